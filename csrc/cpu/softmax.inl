@@ -1,0 +1,81 @@
+// The softmax schedule: (log-)softmax at a temperature, its backward, and the scaling of a gradient's rows.
+#pragma once
+
+#include "side.inl"
+
+namespace KD_NAMESPACE {
+
+using kd_cpu::Scale;
+using kd_cpu::Softmax;
+
+template <class Real> void softmax(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
+  const int64_t blocks = kd_cpu::blocks(call.vocab);
+  Real *buffer = static_cast<Real *>(scratch), *result = buffer + kBlock, *shifts = result + kBlock;
+  Side<Real> side{&call.input, static_cast<Real>(call.inverse_temperature), shifts + blocks + kPad, shifts, 0, 0, 0, 0};
+  for (int64_t row = begin; row < end; ++row) {
+    side.start();
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t count = kd_cpu::block_width(call.vocab, block);
+      side.take(block, load(call.input, row, block * kBlock, count, buffer), kd_cpu::padded(count));
+    }
+    side.finish();
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t first = block * kBlock, count = kd_cpu::block_width(call.vocab, block);
+      const Real *x = call.log ? load(call.input, row, first, count, buffer) : side.exponentials + first;
+      const Real share = side.probability(block);
+      const Side<Real> by_value = side;
+#pragma omp simd
+      for (int64_t v = 0; v < kd_cpu::padded(count); ++v)
+        result[v] = call.log ? by_value.log_probability(x[v]) : x[v] * share;
+      store(call.output, row, first, count, result, false);
+    }
+  }
+}
+
+// With u the upstream gradient and y the output: softmax y (u - sum u y) / T, log_softmax (u - e^y sum u) / T.
+template <class Real> void softmax_backward(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
+  Real *y_block = static_cast<Real *>(scratch), *u_block = y_block + kBlock, *result = u_block + kBlock;
+  const Real scale = static_cast<Real>(call.inverse_temperature);
+  for (int64_t row = begin; row < end; ++row) {
+    double total = 0;
+    for (int64_t first = 0; first < call.vocab; first += kBlock) {
+      const int64_t count = kd_cpu::block_width(call.vocab, first / kBlock);
+      const Real *u = load(call.upstream, row, first, count, u_block, Real(0));
+      const Real *y = load(call.input, row, first, count, y_block, Real(0));
+      Real sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t v = 0; v < kd_cpu::padded(count); ++v)
+        sum += call.log ? u[v] : u[v] * y[v];
+      total += sum;
+    }
+    const Real sum = static_cast<Real>(total);
+    for (int64_t first = 0; first < call.vocab; first += kBlock) {
+      const int64_t count = kd_cpu::block_width(call.vocab, first / kBlock);
+      const Real *u = load(call.upstream, row, first, count, u_block, Real(0));
+      const Real *y = load(call.input, row, first, count, y_block, Real(0));
+#pragma omp simd
+      for (int64_t v = 0; v < kd_cpu::padded(count); ++v)
+        result[v] = scale * (call.log ? u[v] - exp(y[v]) * sum : y[v] * (u[v] - sum));
+      store(call.output, row, first, count, result, false);
+    }
+  }
+}
+
+template <class Real> void scale_rows(const Scale &call, int64_t begin, int64_t end, void *scratch) {
+  Real *buffer = static_cast<Real *>(scratch), *result = buffer + kBlock;
+  for (int64_t row = begin; row < end; ++row) {
+    const Real factor = static_cast<const Real *>(call.factor)[call.per_row ? row : 0];
+    if (factor == 1)
+      continue;
+    for (int64_t first = 0; first < call.vocab; first += kBlock) {
+      const int64_t count = kd_cpu::block_width(call.vocab, first / kBlock);
+      const Real *x = load(call.gradient, row, first, count, buffer, Real(0));
+#pragma omp simd
+      for (int64_t v = 0; v < kd_cpu::padded(count); ++v)
+        result[v] = x[v] * factor;
+      store(call.gradient, row, first, count, result, false);
+    }
+  }
+}
+
+} // namespace KD_NAMESPACE

@@ -1,0 +1,16 @@
+#pragma once
+
+#include "term.h"
+
+namespace KD_NAMESPACE {
+
+// KL(p || q): f = p log(p / q), h = -p + q.
+template <class Real> struct ForwardKL {
+  static constexpr bool balanced = true;
+  explicit ForwardKL(const Parameters &) {}
+  KD_FN Term<Real> operator()(Real log_q, Real log_p, Real q, Real p, int64_t) const {
+    return {p == 0 ? 0 : p * (log_p - log_q), q - p};
+  }
+};
+
+} // namespace KD_NAMESPACE

@@ -1,0 +1,37 @@
+"""kdkernels: fused knowledge-distillation losses for PyTorch. Logits go in; a loss and its gradient come out."""
+
+from .api import distillation, divergence, log_softmax, softmax
+from .backends import backends, use_backend
+from .losses import (
+    LOSSES,
+    ForwardKL,
+    JensenShannon,
+    Loss,
+    ReverseKL,
+    SkewKL,
+    SkewReverseKL,
+    TotalVariation,
+)
+from .modules import DistillationLoss, DivergenceLoss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LOSSES",
+    "DistillationLoss",
+    "DivergenceLoss",
+    "ForwardKL",
+    "JensenShannon",
+    "Loss",
+    "ReverseKL",
+    "SkewKL",
+    "SkewReverseKL",
+    "TotalVariation",
+    "__version__",
+    "backends",
+    "distillation",
+    "divergence",
+    "log_softmax",
+    "softmax",
+    "use_backend",
+]

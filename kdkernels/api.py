@@ -1,0 +1,247 @@
+"""What users call: logits go in, a loss or probabilities come out; the gradient is made in the same walk."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import checks, ops
+from .backends import reference, resolve
+from .losses import ForwardKL, Loss
+
+_FORWARD_KL = ForwardKL()
+
+
+class _Rows(NamedTuple):
+    """What multiplies each row's soft and hard term: a (rows,) tensor, or None for ones, times a number."""
+
+    soft_weight: Tensor | None
+    hard_weight: Tensor | None
+    soft_scale: float
+    hard_scale: float
+
+
+def divergence(
+    student: Tensor,
+    teacher: Tensor,
+    loss: Loss = _FORWARD_KL,
+    *,
+    temperature: float = 1.0,
+    tau_squared: bool = True,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
+    vocab_size: int | None = None,
+    inplace: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Divergence of softmax(student / T) from softmax(teacher / T), times T^2 unless ``tau_squared=False``.
+
+    Equivalent to, for ForwardKL and without a mask::
+
+        log_q, log_p = F.log_softmax(student / T, -1), F.log_softmax(teacher / T, -1)
+        T**2 * F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean()
+
+    but no (rows x vocab) intermediate is stored: value and gradient come out of one walk over each row, and the only
+    large allocation is the gradient (none without grad, none with ``inplace=True``). A float16 student is walked a
+    second time in backward instead, so that a loss scale reaches the gradient before it is rounded.
+
+    Args:
+        student: logits (..., vocab), float32, float16, bfloat16 or float64. Rows may be strided.
+        teacher: logits of the same leading shape; dtype may differ; must not require grad.
+        loss: a loss of this package, e.g. ``ForwardKL()``, ``JensenShannon(beta=0.5)``.
+        temperature: T > 0, a number; divides both sides.
+        tau_squared: multiply the result by T^2, so that gradients keep their scale over T (Hinton et al. 2015).
+        mask: bool (...), True = counted. A row that is not counted is not read: even NaN in it changes nothing.
+        weight: floating point (...), multiplies each row; it does not enter the divisor of a mean. Must not require
+            grad. A row of weight 0 is not read, but it is counted.
+        reduction: "none" (one value per row, shape (...)), "sum", "mean" (over counted rows; 0 where there are none)
+            or "batchmean" (the sum divided by ``student.shape[0]``).
+        normalizer: positive number or 0-d tensor that replaces the divisor of "mean", e.g. the number of tokens of a
+            whole accumulated batch.
+        vocab_size: only the first entries of both vocabularies enter (for vocabularies of different sizes); the
+            gradient of the others is 0.
+        inplace: let the gradient take the student's buffer. The logits are lost; autograd is told, and a later
+            differentiable use of them raises. Eager mode only: ``torch.compile`` plans memory itself and ignores it.
+        backend: "auto", or one of ``kd.backends()``; one that was named and cannot run raises.
+
+    Returns:
+        float32 (float64 where an input is), in nats times T^2; gradients have the student's dtype.
+
+    Conventions: ``0 log 0 = 0`` (a -inf logit on both sides adds nothing to value or gradient); an infinite value has
+    no defined gradient, except ForwardKL's. Double backward raises.
+
+    Raises:
+        TypeError, ValueError: an argument breaks a rule above; nothing has been computed or written.
+        RuntimeError: the backend that was named cannot run; a second derivative was asked for.
+    """
+    checks.loss(loss)
+    vocab = _check_common(student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size, inplace)
+    counted = None if mask is None else mask.reshape(-1)
+    weights, scale = _row_weights(student, teacher, counted, weight, reduction, normalizer)
+    rows = _Rows(weights, None, scale * temperature**2 if tau_squared else scale, 0.0)
+    return _evaluate(student, teacher, None, rows, loss, temperature, vocab, reduction, inplace, backend)
+
+
+def distillation(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    loss: Loss = _FORWARD_KL,
+    *,
+    alpha: float | Tensor = 0.5,
+    temperature: float = 1.0,
+    tau_squared: bool = True,
+    ignore_index: int = -100,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
+    vocab_size: int | None = None,
+    inplace: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """alpha T^2 D(teacher, student at T) + (1 - alpha) CE(labels, student at 1) per row, without T^2 if told so.
+
+    Equivalent to ``alpha * divergence(...) + (1 - alpha) * F.cross_entropy(student, labels)`` row by row, in one walk:
+    both terms share the student's read and one gradient is written.
+
+    Args:
+        labels: int64 (...), in [0, vocab) or ``ignore_index``. A row that is ignored counts in neither term, as if
+            masked. On a CPU a label outside raises; on a GPU its row becomes NaN (to raise would wait for the device).
+        alpha: share of the divergence: a number in [0, 1], or one value per row (...); must not require grad.
+        student, teacher, loss, temperature, tau_squared, mask, weight, reduction, normalizer, vocab_size, inplace,
+            backend, conventions and errors: as for `divergence`.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; one alpha per row:
+    Hu et al., "Less or More From Teacher", ICLR 2024 (arXiv 2312.15112), equations 1-3.
+    """
+    checks.loss(loss)
+    vocab = _check_common(student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size, inplace)
+    checks.labels(labels, student)
+    checks.alpha(alpha, student)
+    labels = labels.reshape(-1).long()
+    counted = _counted_labels(labels, mask, vocab, ignore_index)
+    weights, scale = _row_weights(student, teacher, counted, weight, reduction, normalizer)
+    rows = _split(weights, alpha, scale, student, teacher)
+    if tau_squared:
+        rows = rows._replace(soft_scale=rows.soft_scale * temperature**2)
+    return _evaluate(student, teacher, labels, rows, loss, temperature, vocab, reduction, inplace, backend)
+
+
+def softmax(logits: Tensor, *, temperature: float = 1.0, backend: str = "auto") -> Tensor:
+    """softmax(logits / T) over the last dimension.
+
+    Equivalent to ``torch.softmax(logits / T, -1)`` without the scaled copy: one read and one write; arithmetic in
+    float32 (float64 for float64), result in the dtype of the logits.
+
+    Args:
+        logits: (..., vocab), float32, float16, bfloat16 or float64. Rows may be strided.
+        temperature: T > 0, a number.
+        backend: "auto", or one of ``kd.backends()``.
+
+    Conventions: a logit of -inf gives 0; a row that is -inf throughout gives NaN, as in PyTorch. Double backward
+    raises. Raises: TypeError, ValueError, RuntimeError as `divergence` does.
+    """
+    return _softmax(logits, temperature, False, backend)
+
+
+def log_softmax(logits: Tensor, *, temperature: float = 1.0, backend: str = "auto") -> Tensor:
+    """log softmax(logits / T) over the last dimension, in nats.
+
+    Equivalent to ``F.log_softmax(logits / T, -1)`` without the scaled copy. Arguments, conventions and errors as for
+    `softmax`.
+    """
+    return _softmax(logits, temperature, True, backend)
+
+
+def _softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Tensor:
+    checks.logits("logits", logits)
+    checks.temperature(temperature)
+    name = resolve(backend, logits.device, (logits.dtype,))
+    if name == "reference":
+        return reference.softmax(logits, temperature=temperature, log=log)
+    return ops.softmax(logits, float(temperature), log, name)
+
+
+def _check_common(student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size, inplace) -> int:
+    vocab = checks.pair(student, teacher, vocab_size)
+    checks.temperature(temperature)
+    checks.reduction(reduction, normalizer)
+    checks.mask(mask, student)
+    checks.weight(weight, student)
+    if inplace and not torch.compiler.is_compiling():
+        checks.inplace(student)
+    return vocab
+
+
+def _row_weights(student, teacher, counted, weight, reduction, normalizer) -> tuple[Tensor | None, float]:
+    """What multiplies each row: a (rows,) tensor, or None for ones, and a number. Never waits for a device."""
+    compute = reference.accumulation_dtype(student, teacher)
+    rows = student.shape[:-1].numel()
+    weights = None if weight is None else weight.reshape(-1).to(compute)
+    if counted is not None:
+        weights = counted.to(compute) if weights is None else torch.where(counted, weights, 0.0)
+    if reduction == "batchmean":
+        return weights, 1.0 / max(student.shape[0] if student.dim() > 1 else 1, 1)
+    if reduction != "mean":
+        return weights, 1.0
+    if normalizer is None:
+        normalizer = max(rows, 1) if counted is None else counted.sum().clamp_(min=1)
+    if not isinstance(normalizer, Tensor):
+        return weights, 1.0 / normalizer
+    share = normalizer.to(student.device, compute, non_blocking=True).reciprocal()
+    return (share.expand(rows) if weights is None else weights * share), 1.0
+
+
+def _split(weights: Tensor | None, alpha: float | Tensor, scale: float, student: Tensor, teacher: Tensor) -> _Rows:
+    """alpha of each row's weight goes to its soft term, the rest to its hard one."""
+    if not isinstance(alpha, Tensor):
+        return _Rows(weights, weights, alpha * scale, (1.0 - alpha) * scale)
+    share = alpha.to(reference.accumulation_dtype(student, teacher)).expand(student.shape[:-1]).reshape(-1)
+    if weights is None:
+        return _Rows(share, 1.0 - share, scale, scale)
+    return _Rows(weights * share, weights * (1.0 - share), scale, scale)
+
+
+def _counted_labels(labels: Tensor, mask: Tensor | None, vocab: int, ignore_index: int) -> Tensor | None:
+    """Which rows count, (rows,) bool, or None where it is known without asking a device that all of them do."""
+    looked_at = labels.device.type == "cpu" and not torch.compiler.is_compiling() and type(labels) is Tensor
+    if looked_at and mask is None and labels.numel():
+        least, largest = torch.aminmax(labels)
+        low, high = int(least), int(largest)
+        if low >= 0 and high < vocab and not low <= ignore_index <= high:
+            return None
+    counted = labels != ignore_index
+    if mask is not None:
+        counted = counted & mask.reshape(-1)
+    if looked_at:
+        checks.label_range(labels, counted, vocab, ignore_index)
+    return counted
+
+
+def _evaluate(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    rows: _Rows,
+    loss: Loss,
+    temperature: float,
+    vocab: int,
+    reduction: str,
+    inplace: bool,
+    backend: str,
+) -> Tensor:
+    name = resolve(backend, student.device, (student.dtype, teacher.dtype))
+    if name != "reference":
+        kernel = (loss.name, loss.parameter(), float(temperature), rows.soft_scale, rows.hard_scale, vocab)
+        weights = (rows.soft_weight, rows.hard_weight)
+        return ops.divergence(
+            student, teacher, labels, *weights, loss.table(), *kernel, reduction != "none", inplace, name
+        )
+    student2d, teacher2d = (tensor[..., :vocab].reshape(-1, vocab) for tensor in (student, teacher))
+    values = reference.divergence(student2d, teacher2d, labels, *rows, loss=loss, temperature=temperature)
+    return values.reshape(student.shape[:-1]) if reduction == "none" else values.sum()

@@ -1,0 +1,127 @@
+"""The backends: which are there, which one a call gets, and the interface that a kernel backend fills.
+
+The reference backend is plain differentiable PyTorch. The kernel backends (native, triton) are modules with the five
+functions of `KernelBackend`; they get two-dimensional tensors whose last stride is 1, outputs that are already
+allocated, and arguments that `checks` has passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from . import native, triton
+
+
+class KernelBackend(Protocol):
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run in this process, or None where it can."""
+
+    def unsupported(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
+        """Why this backend cannot take tensors of this device and these dtypes, or None where it can."""
+
+    def divergence(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor | None,
+        soft_weight: Tensor | None,
+        hard_weight: Tensor | None,
+        gradient: Tensor | None,
+        *,
+        loss: str,
+        parameter: float,
+        table: Tensor | None,
+        temperature: float,
+        soft_scale: float,
+        hard_scale: float,
+    ) -> Tensor:
+        """values_r = soft_scale soft_weight_r D(p_r || q_r) + hard_scale hard_weight_r CE(label_r), (rows,).
+
+        student and teacher are (rows, vocab) logits, labels (rows,) int64, the weights (rows,) in the dtype of the
+        arithmetic (float32, or float64 where a logit tensor is); a weight of None is 1, and labels of None drop the
+        cross-entropy (which has temperature 1). Where both weights of a row are 0 the row is not read: its value is 0
+        and its gradient row is zero. Where one of them is 0, its term adds exactly nothing. A label outside
+        [0, vocab) makes its row's value NaN, without an access out of bounds, unless its term's weight is 0.
+        `gradient`, in the student's dtype and maybe the student itself, receives d sum(values) / d student.
+        """
+
+    def softmax(self, logits: Tensor, output: Tensor, *, temperature: float, log: bool) -> None:
+        """output = softmax(logits / temperature) or its logarithm, row by row."""
+
+    def softmax_backward(
+        self, upstream: Tensor, output: Tensor, gradient: Tensor, *, temperature: float, log: bool
+    ) -> None:
+        """gradient = the derivative of `softmax` at `output`, contracted with `upstream`."""
+
+    def scale_rows(self, gradient: Tensor, factor: Tensor) -> None:
+        """gradient *= factor in place; a factor of exactly 1 costs no pass over the gradient.
+
+        factor is 0-d or (rows,) and contiguous, float32 or float64.
+        """
+
+
+KERNEL_BACKENDS: dict[str, KernelBackend] = {
+    "native": cast(KernelBackend, native),
+    "triton": cast(KernelBackend, triton),
+}
+NAMES = ("auto", "reference", *KERNEL_BACKENDS)
+
+_chosen: ContextVar[str | None] = ContextVar("kdkernels_backend", default=None)
+
+
+def check_name(name: object, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
+    return cast(str, name)
+
+
+def backends() -> dict[str, str]:
+    """Each backend by name: "available", or why it is not."""
+    return {"reference": "available"} | {
+        name: backend.unavailable() or "available" for name, backend in KERNEL_BACKENDS.items()
+    }
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose the backend of every call in this block (and thread) whose own ``backend`` is "auto".
+
+    A name that cannot run raises at the call; there is no silent fall-back. Raises ValueError for an unknown name.
+    """
+    token = _chosen.set(check_name(name, "name"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def resolve(requested: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
+    """The backend that a call gets: its own choice, then `use_backend`, then KDKERNELS_BACKEND, then the fastest."""
+    name = check_name(requested, "backend")
+    if name == "auto":
+        name = _chosen.get() or check_name(os.environ.get("KDKERNELS_BACKEND") or "auto", "KDKERNELS_BACKEND")
+    if name == "auto":
+        return _fastest(device, dtypes)
+    if name != "reference":
+        backend = KERNEL_BACKENDS[name]
+        reason = backend.unavailable() or backend.unsupported(device, dtypes)
+        if reason:
+            raise RuntimeError(f"backend {name!r} was asked for and cannot run: {reason}")
+    return name
+
+
+def _fastest(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
+    candidate = "native" if device.type == "cpu" else "triton"
+    backend = KERNEL_BACKENDS[candidate]
+    usable = backend.unavailable() is None and backend.unsupported(device, dtypes) is None
+    return candidate if usable else "reference"
+
+
+__all__ = ["KERNEL_BACKENDS", "NAMES", "KernelBackend", "backends", "resolve", "use_backend"]

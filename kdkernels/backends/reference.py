@@ -1,0 +1,67 @@
+"""The reference: every operation from its textbook definition in plain, differentiable PyTorch.
+
+The oracle of the tests and what runs on devices without a kernel. It shares no code with the kernels' terms: a loss's
+`definition` works on log-probabilities, and the gradient is PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..losses import Loss
+
+
+def divergence(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    soft_weight: Tensor | None,
+    hard_weight: Tensor | None,
+    soft_scale: float,
+    hard_scale: float,
+    *,
+    loss: Loss,
+    temperature: float,
+) -> Tensor:
+    """The row values of `KernelBackend.divergence`, (rows,), differentiable in the student."""
+    compute = accumulation_dtype(student, teacher)
+    student, teacher = student.to(compute), teacher.to(compute)
+    soft_factor = _factor(soft_weight, soft_scale, student)
+    hard_factor = torch.zeros_like(soft_factor) if labels is None else _factor(hard_weight, hard_scale, student)
+    # Rows that do not count are replaced before anything is computed: 0 times a NaN would still be a NaN.
+    counted = ((soft_factor != 0) | (hard_factor != 0)).unsqueeze(-1)
+    student, teacher = torch.where(counted, student, 0.0), torch.where(counted, teacher, 0.0)
+    log_q = F.log_softmax(student / temperature, dim=-1)
+    log_p = F.log_softmax(teacher / temperature, dim=-1)
+    soft = loss.definition(log_q, log_p)
+    values = torch.where(soft_factor != 0, soft_factor * torch.where(soft_factor != 0, soft, 0.0), 0.0)
+    if labels is None:
+        return values
+    return values + torch.where(hard_factor != 0, hard_factor * _cross_entropy(student, labels), 0.0)
+
+
+def softmax(logits: Tensor, *, temperature: float, log: bool) -> Tensor:
+    """softmax(logits / temperature) or its logarithm over the last dimension, in the dtype of the logits."""
+    scaled = logits.to(accumulation_dtype(logits)) / temperature
+    return (F.log_softmax(scaled, dim=-1) if log else F.softmax(scaled, dim=-1)).to(logits.dtype)
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 where any tensor is, else float32: the dtype of arithmetic and of values."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def _factor(weight: Tensor | None, scale: float, student: Tensor) -> Tensor:
+    if weight is None:
+        return student.new_full(student.shape[:-1], scale)
+    return weight.to(student.dtype) * scale
+
+
+def _cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax(student)[label] per row at temperature 1; NaN where the label is no class."""
+    vocab = student.shape[-1]
+    inside = (labels >= 0) & (labels < vocab)
+    chosen = F.log_softmax(student, dim=-1).gather(-1, labels.clamp(0, vocab - 1).unsqueeze(-1)).squeeze(-1)
+    return torch.where(inside, -chosen, torch.nan)

@@ -1,0 +1,173 @@
+"""Every check of what users pass, and every message: argument, rule, what came. Nothing is launched before they pass."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .losses import Loss
+
+REDUCTIONS = ("none", "sum", "mean", "batchmean")
+LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def logits(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of logits, got {type(tensor).__name__}")
+    if tensor.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+    if tensor.dim() == 0 or tensor.shape[-1] == 0:
+        raise ValueError(f"{name} must have shape (..., vocab) with vocab >= 1, got {tuple(tensor.shape)}")
+
+
+def pair(student: Tensor, teacher: Tensor, vocab_size: int | None) -> int:
+    """Check the two logits against each other; the number of columns that count."""
+    logits("student", student)
+    logits("teacher", teacher)
+    if teacher.requires_grad:
+        raise ValueError("teacher must not require grad (no gradient flows into it): pass teacher.detach()")
+    if student.device != teacher.device:
+        raise ValueError(f"teacher must be on the student's device {student.device}, got {teacher.device}")
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(f"teacher must have the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}")
+    columns = student.shape[-1]
+    if vocab_size is None:
+        if columns != teacher.shape[-1]:
+            raise ValueError(
+                f"teacher must have the shape of student {tuple(student.shape)}, got {tuple(teacher.shape)}; where "
+                "only the first entries of both vocabularies correspond, say how many with vocab_size="
+            )
+        return columns
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
+        raise TypeError(f"vocab_size must be an int, got {type(vocab_size).__name__}")
+    smaller = min(columns, teacher.shape[-1])
+    if not 1 <= vocab_size <= smaller:
+        raise ValueError(
+            f"vocab_size must lie in [1, {smaller}], the smaller of the two vocabularies, got {vocab_size}"
+        )
+    return vocab_size
+
+
+def loss(value: object) -> None:
+    if not isinstance(value, Loss):
+        hint = ", an instance and not the class" if isinstance(value, type) else ""
+        raise TypeError(f"loss must be a kdkernels loss such as ForwardKL(){hint}, got {value!r}")
+
+
+def temperature(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"temperature must be a number, got {type(value).__name__}")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {value}")
+
+
+def reduction(value: str, normalizer: object) -> None:
+    if value not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {value!r}")
+    if normalizer is None:
+        return
+    if value != "mean":
+        raise ValueError(f"normalizer replaces the divisor of reduction='mean'; it cannot go with {value!r}")
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() != 0:
+            raise ValueError(f"normalizer must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}")
+        _constant("normalizer", normalizer)
+    elif isinstance(normalizer, bool) or not isinstance(normalizer, (int, float)):
+        raise TypeError(f"normalizer must be a number or a 0-d tensor, got {type(normalizer).__name__}")
+    elif not 0.0 < normalizer < math.inf:
+        raise ValueError(f"normalizer must be positive and finite, got {normalizer}")
+
+
+def mask(value: Tensor | None, student: Tensor) -> None:
+    if value is None:
+        return
+    _per_row("mask", value, student)
+    if value.dtype != torch.bool:
+        raise TypeError(f"mask must be boolean (True = counted), got {value.dtype}")
+
+
+def weight(value: Tensor | None, student: Tensor) -> None:
+    if value is None:
+        return
+    _per_row("weight", value, student)
+    _real("weight", value)
+    _constant("weight", value)
+
+
+def alpha(value: object, student: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"alpha must be a number or one value per row, got {type(value).__name__}")
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"alpha must lie in [0, 1], got {value}")
+        return
+    if value.dim() != 0:
+        _per_row("alpha", value, student)
+    _real("alpha", value)
+    _constant("alpha", value)
+
+
+def labels(value: Tensor, student: Tensor) -> None:
+    _per_row("labels", value, student)
+    if value.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+        raise TypeError(f"labels must be integers (int64), got {value.dtype}")
+
+
+def label_range(value: Tensor, counted: Tensor, vocab: int, ignore_index: int) -> None:
+    """Raise where a counted row's label is no class. For CPU tensors only: on a device this would wait for it."""
+    wrong = counted & ((value < 0) | (value >= vocab))
+    if bool(wrong.any()):
+        first = int(value[wrong][0])
+        raise ValueError(f"labels must lie in [0, {vocab}) or equal ignore_index={ignore_index}, got {first}")
+
+
+def inplace(student: Tensor) -> None:
+    """Whether the gradient may take this buffer, said before anything is written."""
+    if student.requires_grad and student.is_leaf and torch.is_grad_enabled():
+        raise ValueError("inplace=True needs logits that some operation computed, got a leaf that requires grad")
+    if not _rows_in_memory(student):
+        shape, strides = tuple(student.shape), tuple(student.stride())
+        raise ValueError(
+            "inplace=True needs rows that are contiguous, do not overlap and are evenly spaced in memory, "
+            f"got shape {shape} with strides {strides}"
+        )
+    creation = getattr(torch._C._autograd, "_get_creation_meta", None)
+    if creation and student._is_view() and creation(student) != torch._C._autograd.CreationMeta.DEFAULT:
+        raise ValueError(
+            "inplace=True cannot take a view that autograd does not follow (from chunk, split, unbind, a custom "
+            "Function, or made under no_grad): pass the tensor that it is a view of, or a clone"
+        )
+
+
+def _rows_in_memory(student: Tensor) -> bool:
+    *outer, columns = zip(student.shape, student.stride(), strict=True)
+    outer = [(size, stride) for size, stride in outer if size != 1]
+    if columns[0] > 1 and columns[1] != 1:
+        return False
+    even = all(here[1] == below[0] * below[1] for here, below in zip(outer, outer[1:], strict=False))
+    return even and (not outer or outer[-1][1] >= columns[0])
+
+
+def _per_row(name: str, value: object, student: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.shape != student.shape[:-1]:
+        raise ValueError(
+            f"{name} must have one value per row, shape {tuple(student.shape[:-1])}, got {tuple(value.shape)}"
+        )
+    if value.device != student.device:
+        raise ValueError(f"{name} must be on the student's device {student.device}, got {value.device}")
+
+
+def _real(name: str, value: Tensor) -> None:
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+
+
+def _constant(name: str, value: Tensor) -> None:
+    if value.requires_grad:
+        raise ValueError(f"{name} must not require grad (it is a constant of the loss): pass {name}.detach()")

@@ -1,0 +1,78 @@
+"""What a loss is: a frozen dataclass that carries its parameters, its textbook definition and its Triton term."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+
+    jit = triton.jit
+except ImportError:  # Triton is an extra: without it the terms are absent and only the Triton backend is.
+    tl = None
+
+    def jit(function: Any) -> None:
+        return None
+
+
+__all__ = ["Loss", "divergence_sum", "in_open_unit_interval", "jit", "log_mixture", "tl"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A row loss ``L = sum_v f(log q_v, log p_v)`` of a student q and a teacher p.
+
+    A loss gives each backend one small pure function, its *term*: ``(f, h)`` with ``h = df / d(log q)``. The gradient
+    ``dL/dz_v = (h_v - q_v sum_u h_u) / T`` does not change when a multiple of q is added to h, so a term may return
+    h up to such a multiple; each does so in the way that loses the fewest digits near q = p.
+    """
+
+    name: ClassVar[str]
+    """The spelling that every language shares: csrc/terms/<name>.h, the C++ list, the operator's argument."""
+    term: ClassVar[Any]
+    """Triton: ``term(log_q, log_p, q, p, column, parameter, table) -> (f, h)`` over tiles of any one shape."""
+    balanced: ClassVar[bool] = False
+    """True where sum_v h_v = 0 by construction, so that the gradient needs no sum of h and one walk fewer."""
+
+    def parameter(self) -> float:
+        """The loss's scalar parameter, handed to kernels at run time (0 where it has none)."""
+        return 0.0
+
+    def table(self) -> Tensor | None:
+        """Class-indexed parameters, handed to kernels by pointer (None where the loss has none)."""
+        return None
+
+    def definition(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """The textbook formula in plain, differentiable PyTorch: (..., vocab) log-probabilities to (...) nats."""
+        raise NotImplementedError
+
+
+def in_open_unit_interval(name: str, value: float, at_zero: str, at_one: str) -> None:
+    """Check 0 < value < 1; the message names what the loss becomes at either end."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{name} must lie strictly between 0 and 1 (0: {at_zero}; 1: {at_one}), got {value}")
+
+
+def divergence_sum(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b) = sum a (log a - log b) over the last dimension, with 0 log 0 = 0 in the value and the gradient."""
+    a = log_a.exp()
+    counted = a != 0  # not `a > 0`: a NaN has to stay one
+    # Both logarithms are replaced before the difference is taken: a `where` after it would still leave NaN gradients.
+    difference = torch.where(counted, log_a, 0.0) - torch.where(counted, log_b, 0.0)
+    return (torch.where(counted, a, 0.0) * difference).sum(-1)
+
+
+def log_mixture(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
+    """log(weight a + (1 - weight) b), -inf where both are 0, with zero gradients there."""
+    absent = torch.isneginf(log_a) & torch.isneginf(log_b)
+    a = torch.where(absent, 0.0, log_a) + math.log(weight)
+    b = torch.where(absent, 0.0, log_b) + math.log1p(-weight)
+    return torch.where(absent, -torch.inf, torch.logaddexp(a, b))
