@@ -1,4 +1,4 @@
-"""Every check of what users pass, and every message: argument, rule, what came. Nothing is launched before they pass."""
+"""Every check of what users pass and every message: argument, rule, what came; all before anything is launched."""
 
 from __future__ import annotations
 

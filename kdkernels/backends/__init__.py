@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Protocol, cast
 
 import torch
@@ -73,7 +73,17 @@ KERNEL_BACKENDS: dict[str, KernelBackend] = {
 }
 NAMES = ("auto", "reference", *KERNEL_BACKENDS)
 
-_chosen: ContextVar[str | None] = ContextVar("kdkernels_backend", default=None)
+
+_in_functorch = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+class _Choice(threading.local):
+    """What `use_backend` chose in this thread. Not a ContextVar: torch.compile cannot look into one."""
+
+    name: str | None = None
+
+
+_choice = _Choice()
 
 
 def check_name(name: object, source: str) -> str:
@@ -95,23 +105,22 @@ def use_backend(name: str) -> Iterator[None]:
 
     A name that cannot run raises at the call; there is no silent fall-back. Raises ValueError for an unknown name.
     """
-    token = _chosen.set(check_name(name, "name"))
+    before, _choice.name = _choice.name, check_name(name, "name")
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _choice.name = before
 
 
 def resolve(requested: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
     """The backend that a call gets: its own choice, then `use_backend`, then KDKERNELS_BACKEND, then the fastest."""
     name = check_name(requested, "backend")
     if name == "auto":
-        name = _chosen.get() or check_name(os.environ.get("KDKERNELS_BACKEND") or "auto", "KDKERNELS_BACKEND")
+        name = _choice.name or check_name(os.environ.get("KDKERNELS_BACKEND") or "auto", "KDKERNELS_BACKEND")
     if name == "auto":
         return _fastest(device, dtypes)
     if name != "reference":
-        backend = KERNEL_BACKENDS[name]
-        reason = backend.unavailable() or backend.unsupported(device, dtypes)
+        reason = _obstacle(name, device, dtypes)
         if reason:
             raise RuntimeError(f"backend {name!r} was asked for and cannot run: {reason}")
     return name
@@ -119,9 +128,14 @@ def resolve(requested: str, device: torch.device, dtypes: tuple[torch.dtype, ...
 
 def _fastest(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
     candidate = "native" if device.type == "cpu" else "triton"
-    backend = KERNEL_BACKENDS[candidate]
-    usable = backend.unavailable() is None and backend.unsupported(device, dtypes) is None
-    return candidate if usable else "reference"
+    return "reference" if _obstacle(candidate, device, dtypes) else candidate
+
+
+def _obstacle(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    if _in_functorch():
+        return "torch.func transforms need plain differentiable PyTorch, which is backend='reference'"
+    backend = KERNEL_BACKENDS[name]
+    return backend.unavailable() or backend.unsupported(device, dtypes)
 
 
 __all__ = ["KERNEL_BACKENDS", "NAMES", "KernelBackend", "backends", "resolve", "use_backend"]

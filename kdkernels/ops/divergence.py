@@ -160,10 +160,46 @@ def _upstream_first(saved: tuple, upstream: Tensor) -> tuple:
     return student, teacher, labels, soft, hard, table
 
 
-def _divergence_operator(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _operator(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *arguments, needs_gradient, backend = arguments
-    if not needs_gradient or _deferred(student):
-        gradient = student.new_empty(0)
-        return _divergence(student, *arguments, None, backend), gradient
-    gradient = _empty_gradient(student)
-    return _divergence(student, *arguments, gradient, backend), gradient
+    gradient = empty_gradient(student) if needs_gradient else None
+    values = _divergence(student, *arguments, gradient, backend)
+    return values, student.new_empty(0) if gradient is None else gradient
+
+
+def _operator_fake(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *_, reduce, needs_gradient, _ = arguments
+    values = student.new_empty(() if reduce else student.shape[:-1], dtype=accumulation_dtype(student, teacher))
+    return values, empty_gradient(student) if needs_gradient else student.new_empty(0)
+
+
+def _operator_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *arguments, _, backend = inputs
+    ctx.inputs = len(inputs)
+    _save(ctx, tuple(arguments), backend, output[1])
+
+
+def _operator_backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple:
+    nothing = (None,) * (ctx.inputs - 1)
+    if upstream is None:
+        return None, *nothing
+    if ctx.deferred:
+        student, *others = _upstream_first(ctx.saved_tensors, upstream.detach())
+        operator = torch.ops.kdkernels.divergence.default
+        gradient = operator(student.detach(), *others, *ctx.arguments, True, ctx.backend)[1]
+    else:
+        # Plain PyTorch, so that a compiler fuses the product with whatever comes next.
+        saved = ctx.saved_tensors[0]
+        gradient = (saved.detach() * upstream.detach().unsqueeze(-1)).to(saved.dtype)
+    return once(gradient, ctx.saved_tensors[0]), *nothing
+
+
+register(
+    "divergence(Tensor student, Tensor teacher, Tensor? labels, Tensor? soft_weight, Tensor? hard_weight, "
+    "Tensor? table, str loss, float parameter, float temperature, float soft_scale, float hard_scale, SymInt vocab, "
+    "bool reduce, bool needs_gradient, str backend) -> (Tensor, Tensor)",
+    _operator,
+    fake=_operator_fake,
+    backward=_operator_backward,
+    setup_context=_operator_setup,
+)

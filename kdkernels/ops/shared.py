@@ -12,14 +12,11 @@ from torch.autograd import Function
 _LIBRARY = torch.library.Library("kdkernels", "DEF")
 _DEVICES = ("CPU", "CUDA", "XPU")
 _PLAIN = (Tensor, torch.nn.Parameter)
-_in_functorch = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def traced(*tensors: Tensor) -> bool:
-    """Whether something other than plain eager PyTorch looks: a compiler, a tensor subclass, a functorch transform."""
-    if torch.compiler.is_compiling() or _in_functorch():
-        return True
-    return any(type(tensor) not in _PLAIN for tensor in tensors)
+    """Whether something other than plain eager PyTorch is looking: a compiler, an exporter, a tensor subclass."""
+    return torch.compiler.is_compiling() or any(type(tensor) not in _PLAIN for tensor in tensors)
 
 
 def as_rows(tensor: Tensor, vocab: int) -> Tensor:
@@ -71,7 +68,7 @@ class _Once(Function):
 
 
 def once(gradient: Tensor, anchor: Tensor) -> Tensor:
-    """`anchor` ties the gradient to the student in the graph, so that a second derivative finds its way to the error."""
+    """`anchor` ties the gradient to the student in the graph: a second derivative finds its way to the error."""
     return _Once.apply(gradient, anchor) if torch.is_grad_enabled() else gradient
 
 
