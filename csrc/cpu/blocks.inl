@@ -70,6 +70,9 @@ static const Real *load(const Matrix &matrix, int64_t row, int64_t first, int64_
   const int64_t offset = row * matrix.stride + first;
   if (matrix.dtype == Native<Real>::dtype && count % kPad == 0)
     return static_cast<const Real *>(matrix.data) + offset;
+  // The padding lies in the last kPad columns: those first, the row over them.
+  for (int64_t v = kd_cpu::padded(count) - kPad, end = v + kPad; v < end; ++v)
+    buffer[v] = fill;
   switch (matrix.dtype) {
   case DType::float32:
     convert(static_cast<const float *>(matrix.data) + offset, count, buffer, [](float x) { return x; });
@@ -86,8 +89,6 @@ static const Real *load(const Matrix &matrix, int64_t row, int64_t first, int64_
             [](uint16_t x) { return from_float16(x); });
     break;
   }
-  for (int64_t v = count; v < kd_cpu::padded(count); ++v)
-    buffer[v] = fill;
   return buffer;
 }
 
@@ -128,6 +129,11 @@ static void store(const Matrix &matrix, int64_t row, int64_t first, int64_t coun
     return convert(source, count, static_cast<uint16_t *>(matrix.data) + offset,
                    [](Real x) { return to_float16(static_cast<float>(x)); });
   }
+}
+
+// What a row's term is multiplied by.
+template <class Real> KD_FN Real factor(const void *weight, int64_t row, double scale) {
+  return static_cast<Real>(weight ? static_cast<const Real *>(weight)[row] * scale : scale);
 }
 
 template <class Real> static Real largest(const Real *x, int64_t count) {

@@ -5,11 +5,10 @@
 #pragma once
 
 #include "../terms/all.h"
+#include "short.inl"
 #include "side.inl"
 
 namespace KD_NAMESPACE {
-
-using kd_cpu::Divergence;
 
 // 4 MiB and more of gradient will not be in a cache when it is read: then the stores should not be there either.
 constexpr int64_t kStreamingBytes = int64_t(4) << 20;
@@ -50,16 +49,12 @@ template <class Real> struct Walk {
     streaming = call.rows * call.vocab * int64_t(sizeof(float)) >= kStreamingBytes;
   }
 
-  static Real factor(const void *weight, int64_t row, double scale) {
-    return static_cast<Real>(weight ? static_cast<const Real *>(weight)[row] * scale : scale);
-  }
-
   void start(int64_t row_, bool prefetch) {
     row = row_;
     student_loaded.block = teacher_loaded.block = -1;
     prefetching = prefetch && call.vocab >= kPrefetchedVocab;
-    soft_factor = factor(call.soft_weight, row, call.soft_scale);
-    hard_factor = call.labels ? factor(call.hard_weight, row, call.hard_scale) : Real(0);
+    soft_factor = factor<Real>(call.soft_weight, row, call.soft_scale);
+    hard_factor = call.labels ? factor<Real>(call.hard_weight, row, call.hard_scale) : Real(0);
     label = call.labels ? call.labels[row] : -1;
   }
 
@@ -192,6 +187,8 @@ template <class Real> struct Walk {
 
 template <class Real, class Term> void divergence(const Divergence &call, int64_t begin, int64_t end, void *scratch) {
   const Term term(Parameters{call.scalar, call.table, call.orders});
+  if (call.vocab <= kShortVocab)
+    return short_rows<Real>(term, call, begin, end);
   Walk<Real> walk(call, scratch);
   for (int64_t v = 0; v < kBlock; ++v)
     walk.zeros[v] = 0;

@@ -12,7 +12,7 @@ namespace kd_cpu {
 
 // Below this many columns in all, waking a second thread costs more than it brings (a few microseconds). A row costs
 // as much as this many columns on top of its own.
-constexpr int64_t kColumnsPerThread = 16384, kRowColumns = 64;
+constexpr int64_t kColumnsPerThread = 16384, kRowColumns = 16;
 
 // Memory that a thread keeps between calls: one row's exponentials, a few hundred KiB at 32k columns.
 class Scratch {

@@ -8,57 +8,74 @@ namespace KD_NAMESPACE {
 using kd_cpu::Scale;
 using kd_cpu::Softmax;
 
-template <class Real> void softmax(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
+template <class Real, bool Log> void softmax_rows(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
   const int64_t blocks = kd_cpu::blocks(call.vocab);
   Real *buffer = static_cast<Real *>(scratch), *result = buffer + kBlock, *shifts = result + kBlock;
   Side<Real> side{&call.input, static_cast<Real>(call.inverse_temperature), shifts + blocks + kPad, shifts, 0, 0, 0, 0};
   for (int64_t row = begin; row < end; ++row) {
+    const Real *x = nullptr;
     side.start();
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t count = kd_cpu::block_width(call.vocab, block);
-      side.take(block, load(call.input, row, block * kBlock, count, buffer), kd_cpu::padded(count));
+      x = load(call.input, row, block * kBlock, count, buffer);
+      side.take(block, x, kd_cpu::padded(count));
     }
     side.finish();
-    for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t block = blocks - 1; block >= 0; --block) {
       const int64_t first = block * kBlock, count = kd_cpu::block_width(call.vocab, block);
-      const Real *x = call.log ? load(call.input, row, first, count, buffer) : side.exponentials + first;
+      if (Log && block + 1 < blocks) // the last block's logits are at hand
+        x = load(call.input, row, first, count, buffer);
+      const Real *e = side.exponentials + first;
       const Real share = side.probability(block);
       const Side<Real> by_value = side;
 #pragma omp simd
       for (int64_t v = 0; v < kd_cpu::padded(count); ++v)
-        result[v] = call.log ? by_value.log_probability(x[v]) : x[v] * share;
+        result[v] = Log ? by_value.log_probability(x[v]) : e[v] * share;
       store(call.output, row, first, count, result, false);
     }
   }
 }
 
 // With u the upstream gradient and y the output: softmax y (u - sum u y) / T, log_softmax (u - e^y sum u) / T.
-template <class Real> void softmax_backward(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
+template <class Real, bool Log>
+void softmax_backward_rows(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
   Real *y_block = static_cast<Real *>(scratch), *u_block = y_block + kBlock, *result = u_block + kBlock;
   const Real scale = static_cast<Real>(call.inverse_temperature);
+  const int64_t blocks = kd_cpu::blocks(call.vocab);
   for (int64_t row = begin; row < end; ++row) {
+    const Real *u = nullptr, *y = nullptr;
     double total = 0;
-    for (int64_t first = 0; first < call.vocab; first += kBlock) {
-      const int64_t count = kd_cpu::block_width(call.vocab, first / kBlock);
-      const Real *u = load(call.upstream, row, first, count, u_block, Real(0));
-      const Real *y = load(call.input, row, first, count, y_block, Real(0));
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t count = kd_cpu::block_width(call.vocab, block);
+      u = load(call.upstream, row, block * kBlock, count, u_block, Real(0));
+      y = load(call.input, row, block * kBlock, count, y_block, Real(0));
       Real sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int64_t v = 0; v < kd_cpu::padded(count); ++v)
-        sum += call.log ? u[v] : u[v] * y[v];
+        sum += Log ? u[v] : u[v] * y[v];
       total += sum;
     }
     const Real sum = static_cast<Real>(total);
-    for (int64_t first = 0; first < call.vocab; first += kBlock) {
-      const int64_t count = kd_cpu::block_width(call.vocab, first / kBlock);
-      const Real *u = load(call.upstream, row, first, count, u_block, Real(0));
-      const Real *y = load(call.input, row, first, count, y_block, Real(0));
+    for (int64_t block = blocks - 1; block >= 0; --block) {
+      const int64_t count = kd_cpu::block_width(call.vocab, block);
+      if (block + 1 < blocks) {
+        u = load(call.upstream, row, block * kBlock, count, u_block, Real(0));
+        y = load(call.input, row, block * kBlock, count, y_block, Real(0));
+      }
 #pragma omp simd
       for (int64_t v = 0; v < kd_cpu::padded(count); ++v)
-        result[v] = scale * (call.log ? u[v] - exp(y[v]) * sum : y[v] * (u[v] - sum));
-      store(call.output, row, first, count, result, false);
+        result[v] = scale * (Log ? u[v] - exp(y[v]) * sum : y[v] * (u[v] - sum));
+      store(call.output, row, block * kBlock, count, result, false);
     }
   }
+}
+
+template <class Real> void softmax(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
+  (call.log ? softmax_rows<Real, true> : softmax_rows<Real, false>)(call, begin, end, scratch);
+}
+
+template <class Real> void softmax_backward(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
+  (call.log ? softmax_backward_rows<Real, true> : softmax_backward_rows<Real, false>)(call, begin, end, scratch);
 }
 
 template <class Real> void scale_rows(const Scale &call, int64_t begin, int64_t end, void *scratch) {
