@@ -1,0 +1,99 @@
+"""Training a teacher, and a student with any loss; neither loop knows a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from . import networks
+from .digits import Digits, Splits, shifted
+from .protocol import Protocol
+
+
+class Batch(NamedTuple):
+    """Images (n, 1, 8, 8), their labels (n,) and the teacher's logits for those very images (n, 10)."""
+
+    images: Tensor
+    labels: Tensor
+    teacher: Tensor
+
+
+class Task(NamedTuple):
+    """What all methods of one seed share: the batches are made once and kept, so that they cannot differ."""
+
+    seed: int
+    splits: Splits
+    labelled: Digits
+    teacher: nn.Module
+    batches: list[Batch]
+    """All steps of a training, in their order."""
+
+
+def make_task(splits: Splits, seed: int, protocol: Protocol) -> Task:
+    teacher = train_teacher(splits.train, seed, protocol)
+    labelled, _ = splits.train.split(protocol.labelled, seed)
+    batches = shuffled(labelled, protocol.batch, protocol.epochs, seed)
+    with torch.no_grad():
+        return Task(seed, splits, labelled, teacher, [Batch(*batch, teacher(batch[0])) for batch in batches])
+
+
+def shuffled(data: Digits, size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of shifted images and labels, every image once in an epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(data), generator=generator).split(size):
+            yield shifted(data.images[rows], generator), data.labels[rows]
+
+
+def train_teacher(train: Digits, seed: int, protocol: Protocol) -> nn.Module:
+    """The teacher after its last epoch, ready to be asked."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of the weights and of the dropout
+        model = networks.teacher()
+        optimizer = AdamW(model.parameters(), protocol.teacher_lr)
+        schedule = CosineAnnealingLR(optimizer, protocol.teacher_epochs * -(-len(train) // protocol.teacher_batch))
+        for images, labels in shuffled(train, protocol.teacher_batch, protocol.teacher_epochs, seed):
+            step(optimizer, schedule, F.cross_entropy(model(images), labels))
+    return model.eval()
+
+
+def train_student(
+    task: Task,
+    build: Callable[[Task, Any], Callable[[Tensor, Batch], Tensor]],
+    setting: Any,
+    observe: Callable[[int, nn.Module, Tensor, Batch], None] | None = None,
+) -> nn.Module:
+    """The student after its last step. ``observe`` is shown (steps done, student, logits, batch) after each of them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed)
+        student = networks.student()
+        criterion = build(task, setting)  # after the student, so that no method changes its weights
+        extra = criterion.parameters() if isinstance(criterion, nn.Module) else ()
+        decay = setting.get("weight_decay", 0.01)
+        optimizer = AdamW([*student.parameters(), *extra], setting["lr"], weight_decay=decay)
+        schedule = CosineAnnealingLR(optimizer, len(task.batches))
+        for done, batch in enumerate(task.batches, 1):
+            logits = student(batch.images)
+            step(optimizer, schedule, criterion(logits, batch))
+            if observe is not None:
+                observe(done, student, logits.detach(), batch)
+    return student
+
+
+def step(optimizer: torch.optim.Optimizer, schedule: CosineAnnealingLR, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Digits) -> float:
+    """Percent of the images whose largest logit is their label's."""
+    return 100 * (model(data.images).argmax(-1) == data.labels).float().mean().item()
