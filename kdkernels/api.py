@@ -180,20 +180,23 @@ def _check_common(student, teacher, temperature, mask, weight, reduction, normal
 
 def _row_weights(student, teacher, counted, weight, reduction, normalizer) -> tuple[Tensor | None, float]:
     """What multiplies each row: a (rows,) tensor, or None for ones, and a number. Never waits for a device."""
-    compute = reference.accumulation_dtype(student, teacher)
     rows = student.shape[:-1].numel()
+    divisor = 1
+    if reduction == "batchmean":
+        divisor = max(student.shape[0] if student.dim() > 1 else 1, 1)
+    elif reduction == "mean":
+        divisor = normalizer
+        if normalizer is None:
+            divisor = max(rows, 1) if counted is None else counted.sum().clamp_(min=1)
+    if counted is None and weight is None and not isinstance(divisor, Tensor):
+        return None, 1.0 / divisor
+    compute = reference.accumulation_dtype(student, teacher)
     weights = None if weight is None else weight.reshape(-1).to(compute)
     if counted is not None:
         weights = counted.to(compute) if weights is None else torch.where(counted, weights, 0.0)
-    if reduction == "batchmean":
-        return weights, 1.0 / max(student.shape[0] if student.dim() > 1 else 1, 1)
-    if reduction != "mean":
-        return weights, 1.0
-    if normalizer is None:
-        normalizer = max(rows, 1) if counted is None else counted.sum().clamp_(min=1)
-    if not isinstance(normalizer, Tensor):
-        return weights, 1.0 / normalizer
-    share = normalizer.to(student.device, compute, non_blocking=True).reciprocal()
+    if not isinstance(divisor, Tensor):
+        return weights, 1.0 / divisor
+    share = divisor.to(student.device, compute, non_blocking=True).reciprocal()
     return (share.expand(rows) if weights is None else weights * share), 1.0
 
 

@@ -73,7 +73,7 @@ KERNEL_BACKENDS: dict[str, KernelBackend] = {
 }
 NAMES = ("auto", "reference", *KERNEL_BACKENDS)
 
-
+_ENVIRONMENT = os.environ.get("KDKERNELS_BACKEND") or "auto"  # read once: a lookup at every call would show
 _in_functorch = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
@@ -116,7 +116,7 @@ def resolve(requested: str, device: torch.device, dtypes: tuple[torch.dtype, ...
     """The backend that a call gets: its own choice, then `use_backend`, then KDKERNELS_BACKEND, then the fastest."""
     name = check_name(requested, "backend")
     if name == "auto":
-        name = _choice.name or check_name(os.environ.get("KDKERNELS_BACKEND") or "auto", "KDKERNELS_BACKEND")
+        name = _choice.name or check_name(_ENVIRONMENT, "KDKERNELS_BACKEND")
     if name == "auto":
         return _fastest(device, dtypes)
     if name != "reference":

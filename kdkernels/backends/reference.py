@@ -50,7 +50,10 @@ def softmax(logits: Tensor, *, temperature: float, log: bool) -> Tensor:
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 where any tensor is, else float32: the dtype of arithmetic and of values."""
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def _factor(weight: Tensor | None, scale: float, student: Tensor) -> Tensor:
