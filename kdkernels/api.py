@@ -164,7 +164,7 @@ def _softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Ten
     name = resolve(backend, logits.device, (logits.dtype,))
     if name == "reference":
         return reference.softmax(logits, temperature=temperature, log=log)
-    return ops.softmax(logits, float(temperature), log, name)
+    return ops.softmax(logits, temperature, log, name)
 
 
 def _check_common(student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size, inplace) -> int:
@@ -240,11 +240,10 @@ def _evaluate(
 ) -> Tensor:
     name = resolve(backend, student.device, (student.dtype, teacher.dtype))
     if name != "reference":
-        kernel = (loss.name, loss.parameter(), float(temperature), rows.soft_scale, rows.hard_scale, vocab)
+        scalars = ops.Scalars(loss.parameter(), temperature, rows.soft_scale, rows.hard_scale)
         weights = (rows.soft_weight, rows.hard_weight)
-        return ops.divergence(
-            student, teacher, labels, *weights, loss.table(), *kernel, reduction != "none", inplace, name
-        )
+        call = ops.Call(teacher, labels, *weights, loss.table(), scalars, loss.name, vocab, reduction != "none")
+        return ops.divergence(student, call, inplace, name)
     student2d, teacher2d = (tensor[..., :vocab].reshape(-1, vocab) for tensor in (student, teacher))
     values = reference.divergence(student2d, teacher2d, labels, *rows, loss=loss, temperature=temperature)
     return values.reshape(student.shape[:-1]) if reduction == "none" else values.sum()

@@ -167,6 +167,8 @@ template <class Real> struct Walk {
       if (Term::balanced && wanted)
         write(block, weighted);
     }
+    if (f != f)
+      sum_h = f; // a NaN in either row reaches the whole gradient, as it does with a balanced term
     if (!Term::balanced && wanted)
       for (int64_t block = 0; block < kd_cpu::blocks(call.vocab); ++block)
         subtract_mean(block, static_cast<Real>(gradient_factor * sum_h));

@@ -6,6 +6,8 @@ The oracle of the tests and what runs on devices without a kernel. It shares no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,17 +31,25 @@ def divergence(
     compute = accumulation_dtype(student, teacher)
     student, teacher = student.to(compute), teacher.to(compute)
     soft_factor = _factor(soft_weight, soft_scale, student)
-    hard_factor = torch.zeros_like(soft_factor) if labels is None else _factor(hard_weight, hard_scale, student)
-    # Rows that do not count are replaced before anything is computed: 0 times a NaN would still be a NaN.
-    counted = ((soft_factor != 0) | (hard_factor != 0)).unsqueeze(-1)
-    student, teacher = torch.where(counted, student, 0.0), torch.where(counted, teacher, 0.0)
-    log_q = F.log_softmax(student / temperature, dim=-1)
-    log_p = F.log_softmax(teacher / temperature, dim=-1)
-    soft = loss.definition(log_q, log_p)
-    values = torch.where(soft_factor != 0, soft_factor * torch.where(soft_factor != 0, soft, 0.0), 0.0)
-    if labels is None:
-        return values
-    return values + torch.where(hard_factor != 0, hard_factor * _cross_entropy(student, labels), 0.0)
+    hard_factor = _factor(hard_weight, hard_scale, student)
+    values = _counted(soft_factor, lambda z, t: _divergence(z, t, loss, temperature), student, teacher)
+    if labels is not None:
+        values = values + _counted(hard_factor, lambda z: _cross_entropy(z, labels), student)
+    return values
+
+
+def _counted(factor: Tensor, term: Callable[..., Tensor], *logits: Tensor) -> Tensor:
+    """factor * term(*logits) per row; where the factor is 0, exactly 0 whatever the logits hold.
+
+    The logits of such rows are replaced before anything is computed: 0 times a NaN would still be a NaN.
+    """
+    counted = factor != 0
+    values = term(*(torch.where(counted.unsqueeze(-1), each, 0.0) for each in logits))
+    return torch.where(counted, factor * torch.where(counted, values, 0.0), 0.0)
+
+
+def _divergence(student: Tensor, teacher: Tensor, loss: Loss, temperature: float) -> Tensor:
+    return loss.definition(F.log_softmax(student / temperature, dim=-1), F.log_softmax(teacher / temperature, dim=-1))
 
 
 def softmax(logits: Tensor, *, temperature: float, log: bool) -> Tensor:

@@ -26,13 +26,12 @@ def unavailable() -> str | None:
     """Why this backend cannot run in this process, or None where it can."""
     try:
         import triton
-        from triton.backends import backends
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
     version = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2])
     if version < OLDEST_TRITON:
         return f"Triton {'.'.join(map(str, OLDEST_TRITON))} or newer is needed, found {triton.__version__}"
-    if not _interpreted() and not any(backend.driver.is_active() for backend in backends.values()):
+    if not _interpreted() and not any(backend.driver.is_active() for backend in triton.backends.backends.values()):
         return "no GPU with a Triton driver (TRITON_INTERPRET=1, set before the import, runs it on CPU tensors)"
     return None
 

@@ -14,7 +14,10 @@ def log_over_mixture(log_q, log_p, q, p, weight):
     """
     teacher_leads = p >= q
     leading = tl.where(teacher_leads, weight, 1.0 - weight)
-    log_m = tl.log(leading + (1.0 - leading) * (tl.minimum(p, q) / tl.maximum(p, q)))
+    # Selects and not tl.minimum, tl.maximum: in this order of arguments a NaN on either side stays one.
+    smaller = tl.where(p < q, p, q)
+    larger = tl.where(q > p, q, p)
+    log_m = tl.log(leading + (1.0 - leading) * (smaller / larger))
     ratio = log_p - log_q
     log_p_over_m = tl.where(teacher_leads, -log_m, ratio - log_m)
     log_q_over_m = tl.where(teacher_leads, -ratio - log_m, -log_m)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from .base import Loss, jit, tl
@@ -31,4 +32,7 @@ class TotalVariation(Loss):
     term: ClassVar = _term
 
     def definition(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        return 0.5 * (log_q.exp() - log_p.exp()).abs().sum(-1)
+        difference = log_q.exp() - log_p.exp()
+        # |x| as x sign(x): torch.abs has a zero gradient at NaN, where silence would be wrong.
+        sign = torch.where(difference.isnan(), difference, difference.sign()).detach()
+        return 0.5 * (difference * sign).sum(-1)

@@ -1,6 +1,6 @@
 """The operators behind the public functions: allocation, autograd, and the registrations that tracers see."""
 
-from .divergence import divergence
+from .divergence import Call, Scalars, divergence
 from .softmax import softmax
 
-__all__ = ["divergence", "softmax"]
+__all__ = ["Call", "Scalars", "divergence", "softmax"]

@@ -7,7 +7,7 @@ operator is used: opaque, with a fake implementation, and a backward in plain Py
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,60 +15,91 @@ from torch.autograd import Function
 
 from ..backends import KERNEL_BACKENDS
 from ..backends.reference import accumulation_dtype
-from .shared import as_rows, contiguous, empty_gradient, graph_is_kept, once, register, traced, written_rows
+from .shared import (
+    as_rows,
+    contiguous,
+    empty_gradient,
+    graph_is_kept,
+    in_tensor,
+    once,
+    register,
+    traced,
+    uneven,
+    written_rows,
+)
 
-_TENSORS = 6  # the arguments of the operator that are tensors: they come first
+
+class Scalars(NamedTuple):
+    """The numbers of a call; under a tracer one float64 tensor on the CPU (`in_tensor` says why)."""
+
+    parameter: float
+    temperature: float
+    soft_scale: float
+    hard_scale: float
 
 
-def divergence(student: Tensor, teacher: Tensor, *arguments: Any) -> Tensor:
-    """Row values or their sum; arguments as the registered operator's, with `inplace` in place of needs_gradient."""
-    *arguments, inplace, backend = arguments
+_CALL_TENSORS = 5  # the fields of a Call that come first are tensors
+
+
+class Call(NamedTuple):
+    """One call of the operator: everything but the student, and what differs between the two doors."""
+
+    teacher: Tensor
+    labels: Tensor | None
+    soft_weight: Tensor | None
+    hard_weight: Tensor | None
+    table: Tensor | None
+    scalars: Scalars
+    loss: str
+    vocab: int
+    reduce: bool
+
+
+def divergence(student: Tensor, call: Call, inplace: bool, backend: str) -> Tensor:
+    """Row values, or their sum where `call.reduce` says so."""
     needs_gradient = student.requires_grad and torch.is_grad_enabled()
-    if traced(student, teacher):
+    if traced(student, call.teacher):
         # Nothing is made for a deferred gradient: the operator's backward computes it.
         needs_gradient = needs_gradient and not _deferred(student)
-        values = torch.ops.kdkernels.divergence.default(student, teacher, *arguments, needs_gradient, backend)[0]
-    elif needs_gradient:
-        values = _Divergence.apply(student, (teacher, *arguments), inplace, backend)[0]
-        if inplace and not _deferred(student):
-            _Overwritten.apply(student)
-    else:
-        values = _divergence(student, teacher, *arguments, None, backend)
+        arguments = call._replace(scalars=in_tensor(*call.scalars))
+        return torch.ops.kdkernels.divergence.default(student, *arguments, needs_gradient, backend)[0]
+    if not needs_gradient:
+        return _divergence(student, call, None, backend)
+    values, _ = _Divergence.apply(student, call, inplace, backend)
+    if inplace and not _deferred(student):
+        _Overwritten.apply(student)
     return values
 
 
-def _divergence(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    soft_weight: Tensor | None,
-    hard_weight: Tensor | None,
-    table: Tensor | None,
-    loss: str,
-    parameter: float,
-    temperature: float,
-    soft_scale: float,
-    hard_scale: float,
-    vocab: int,
-    reduce: bool,
-    gradient: Tensor | None,
-    backend: str,
-) -> Tensor:
+def _divergence(student: Tensor, call: Call, gradient: Tensor | None, backend: str) -> Tensor:
+    if uneven(student) or uneven(call.teacher):
+        values = _piecewise(student, call, gradient, backend)
+        return values.sum() if call.reduce else values.view(student.shape[:-1])
     values = KERNEL_BACKENDS[backend].divergence(
-        as_rows(student, vocab),
-        as_rows(teacher, vocab),
-        contiguous(labels),
-        contiguous(soft_weight),
-        contiguous(hard_weight),
-        None if gradient is None else written_rows(gradient, vocab),
-        loss=loss,
-        parameter=parameter,
-        table=table,
-        temperature=temperature,
-        soft_scale=soft_scale,
-        hard_scale=hard_scale,
+        as_rows(student, call.vocab),
+        as_rows(call.teacher, call.vocab),
+        contiguous(call.labels),
+        contiguous(call.soft_weight),
+        contiguous(call.hard_weight),
+        None if gradient is None else written_rows(gradient, call.vocab),
+        loss=call.loss,
+        table=call.table,
+        **call.scalars._asdict(),
     )
-    return values.sum() if reduce else values.view(student.shape[:-1])
+    return values.sum() if call.reduce else values.view(student.shape[:-1])
+
+
+def _piecewise(student: Tensor, call: Call, gradient: Tensor | None, backend: str) -> Tensor:
+    """The row values of logits such as ``logits[:, :-1]``, whose rows no single stride describes, without a copy."""
+    rows = student.shape[1:-1].numel()
+    values = []
+    for index in range(student.shape[0]):
+        piece = slice(index * rows, (index + 1) * rows)
+        labels, soft, hard = (None if each is None else each[piece] for each in call[1:4])
+        part = Call(call.teacher[index], labels, soft, hard, call.table, call.scalars, call.loss, call.vocab, False)
+        part_gradient = None if gradient is None else gradient[index]
+        values.append(_divergence(student[index], part, part_gradient, backend).reshape(-1))
+    return torch.cat(values)
 
 
 def _deferred(student: Tensor) -> bool:
@@ -82,19 +113,22 @@ class _Divergence(Function):
 
     # One packed argument and no setup_context: autograd would inspect each of them at every call.
     @staticmethod
-    def forward(ctx: Any, student: Tensor, arguments: tuple, inplace: bool, backend: str) -> tuple[Tensor, Tensor]:
-        ctx.inplace = inplace
-        if _deferred(student):
+    def forward(ctx: Any, student: Tensor, call: Call, inplace: bool, backend: str) -> tuple[Tensor, Tensor]:
+        ctx.inplace, ctx.backend, ctx.deferred = inplace, backend, _deferred(student)
+        ctx.set_materialize_grads(False)
+        if ctx.deferred:
             gradient = student.new_empty(0)
-            values = _divergence(student, *arguments, None, backend)
-        else:
-            # `.data` and not `.detach()`: _Overwritten is about to move the version that an alias would share.
-            gradient = student.data if inplace else empty_gradient(student)
-            values = _divergence(student, *arguments, gradient, backend)
-            if inplace:
-                ctx.logits = student.detach()
-                ctx.version = ctx.logits._version + 1  # one for _Overwritten
-        _save(ctx, (student, *arguments), backend, gradient)
+            values = _divergence(student, call, None, backend)
+            ctx.save_for_backward(student, *(call[:_CALL_TENSORS]))
+            ctx.rest = call[_CALL_TENSORS:]
+            return values, gradient
+        # `.data` and not `.detach()`: _Overwritten is about to move the version that an alias would share.
+        gradient = student.data if inplace else empty_gradient(student)
+        values = _divergence(student, call, gradient, backend)
+        ctx.save_for_backward(gradient)
+        if inplace:
+            ctx.logits = student.detach()
+            ctx.version = ctx.logits._version + 1  # one for _Overwritten
         return values, gradient
 
     @staticmethod
@@ -125,23 +159,12 @@ class _Overwritten(Function):
         raise RuntimeError("kdkernels: logits that inplace=True had overwritten by their gradient were used again")
 
 
-def _save(ctx: Any, arguments: tuple, backend: str, gradient: Tensor) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.backend = backend
-    ctx.deferred = _deferred(arguments[0])
-    if ctx.deferred:
-        ctx.save_for_backward(*arguments[:_TENSORS])
-        ctx.arguments = arguments[_TENSORS:]
-    else:
-        ctx.save_for_backward(gradient)
-
-
 def _eager_gradient(ctx: Any, upstream: Tensor) -> Tensor:
     kept = graph_is_kept()
     if ctx.deferred:
-        student, *others = _upstream_first(ctx.saved_tensors, upstream)
+        student, *tensors = ctx.saved_tensors
         gradient = student.detach() if ctx.inplace and not kept else empty_gradient(student)
-        _divergence(student, *others, *ctx.arguments, gradient, ctx.backend)
+        _divergence(student, _upstream_first(Call(*tensors, *ctx.rest), student, upstream), gradient, ctx.backend)
         return gradient
     gradient = ctx.saved_tensors[0].detach()
     # Whoever keeps the graph may walk it again and may write into what it got: the saved gradient stays as it is.
@@ -152,18 +175,19 @@ def _eager_gradient(ctx: Any, upstream: Tensor) -> Tensor:
     return gradient
 
 
-def _upstream_first(saved: tuple, upstream: Tensor) -> tuple:
-    """The saved tensors of `divergence` with the upstream gradient multiplied into the row weights."""
-    student, teacher, labels, soft_weight, hard_weight, table = saved
+def _upstream_first(call: Call, student: Tensor, upstream: Tensor) -> Call:
+    """The call with the upstream gradient multiplied into its row weights."""
     factor = upstream.reshape(-1).expand(student.shape[:-1].numel())
-    soft, hard = (factor if weight is None else weight * factor for weight in (soft_weight, hard_weight))
-    return student, teacher, labels, soft, hard, table
+    soft, hard = (factor if weight is None else weight * factor for weight in (call.soft_weight, call.hard_weight))
+    return call._replace(soft_weight=soft, hard_weight=hard)
 
 
 def _operator(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *arguments, needs_gradient, backend = arguments
+    call = Call(*arguments)
+    call = call._replace(scalars=Scalars(*call.scalars.tolist()))
     gradient = empty_gradient(student) if needs_gradient else None
-    values = _divergence(student, *arguments, gradient, backend)
+    values = _divergence(student, call, gradient, backend)
     return values, student.new_empty(0) if gradient is None else gradient
 
 
@@ -174,30 +198,35 @@ def _operator_fake(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[T
 
 
 def _operator_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *arguments, _, backend = inputs
-    ctx.inputs = len(inputs)
-    _save(ctx, tuple(arguments), backend, output[1])
+    student, *arguments, _, backend = inputs
+    ctx.inputs, ctx.backend, ctx.deferred = len(inputs), backend, _deferred(student)
+    ctx.set_materialize_grads(False)
+    if ctx.deferred:
+        tensors = _CALL_TENSORS + 1  # the scalars too
+        ctx.save_for_backward(student, *arguments[:tensors])
+        ctx.rest = arguments[tensors:]
+    else:
+        ctx.save_for_backward(output[1])
 
 
 def _operator_backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple:
     nothing = (None,) * (ctx.inputs - 1)
     if upstream is None:
         return None, *nothing
+    saved, *tensors = ctx.saved_tensors
     if ctx.deferred:
-        student, *others = _upstream_first(ctx.saved_tensors, upstream.detach())
-        operator = torch.ops.kdkernels.divergence.default
-        gradient = operator(student.detach(), *others, *ctx.arguments, True, ctx.backend)[1]
+        call = _upstream_first(Call(*tensors, *ctx.rest), saved, upstream.detach())
+        gradient = torch.ops.kdkernels.divergence.default(saved.detach(), *call, True, ctx.backend)[1]
     else:
         # Plain PyTorch, so that a compiler fuses the product with whatever comes next.
-        saved = ctx.saved_tensors[0]
         gradient = (saved.detach() * upstream.detach().unsqueeze(-1)).to(saved.dtype)
-    return once(gradient, ctx.saved_tensors[0]), *nothing
+    return once(gradient, saved), *nothing
 
 
 register(
     "divergence(Tensor student, Tensor teacher, Tensor? labels, Tensor? soft_weight, Tensor? hard_weight, "
-    "Tensor? table, str loss, float parameter, float temperature, float soft_scale, float hard_scale, SymInt vocab, "
-    "bool reduce, bool needs_gradient, str backend) -> (Tensor, Tensor)",
+    "Tensor? table, Tensor scalars, str loss, SymInt vocab, bool reduce, bool needs_gradient, str backend) "
+    "-> (Tensor, Tensor)",
     _operator,
     fake=_operator_fake,
     backward=_operator_backward,

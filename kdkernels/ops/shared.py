@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 _LIBRARY = torch.library.Library("kdkernels", "DEF")
 _DEVICES = ("CPU", "CUDA", "XPU")
+_WORTH_A_CALL = 1 << 15  # elements: fewer are copied in less time than a call takes to start
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -29,6 +30,15 @@ def as_rows(tensor: Tensor, vocab: int) -> Tensor:
     return tensor if vocab == columns else tensor[:, :vocab]
 
 
+def uneven(tensor: Tensor) -> bool:
+    """Whether rows lie in memory in several evenly spaced runs, each long enough to be worth a call of its own."""
+    if tensor.dim() < 3 or tensor.is_contiguous() or tensor.stride(-1) != 1:
+        return False
+    outer = [(size, stride) for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if size != 1]
+    even = all(here[1] == below[0] * below[1] for here, below in zip(outer, outer[1:], strict=False))
+    return not even and tensor[0].numel() >= _WORTH_A_CALL
+
+
 def written_rows(gradient: Tensor, vocab: int) -> Tensor:
     """A gradient to fill, as (rows, vocab); its columns beyond the vocabulary become zero here."""
     rows = gradient if gradient.dim() == 2 else gradient.view(-1, gradient.shape[-1])
@@ -44,6 +54,17 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
 
 def empty_gradient(student: Tensor) -> Tensor:
     return torch.empty(student.shape, dtype=student.dtype, device=student.device)
+
+
+def in_tensor(*numbers: float) -> Tensor:
+    """Numbers as a float64 tensor on the CPU, for an operator under a tracer.
+
+    As float arguments they would be constants of the graph, and every step of a temperature schedule, every batch size
+    a recompilation. A product with a tensor is what the compiler can keep symbolic; the operator reads them on the
+    host, where they are, so that no device is waited for.
+    """
+    one = torch.ones((), dtype=torch.float64, device="cpu")
+    return torch.stack([one * number for number in numbers])
 
 
 def graph_is_kept() -> bool:

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..backends import KERNEL_BACKENDS
-from .shared import as_rows, empty_gradient, once, register, traced
+from .shared import as_rows, empty_gradient, in_tensor, once, register, traced
 
 
 def softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Tensor:
     """softmax or log_softmax, differentiable once."""
     if traced(logits):
-        return torch.ops.kdkernels.softmax.default(logits, temperature, log, backend)
+        return torch.ops.kdkernels.softmax.default(logits, in_tensor(temperature), log, backend)
     if logits.requires_grad and torch.is_grad_enabled():
         return _Softmax.apply(logits, temperature, log, backend)
     return _softmax(logits, temperature, log, backend)
@@ -41,7 +41,8 @@ class _Softmax(Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *arguments: Any) -> Tensor:
         output = _softmax(logits, *arguments)
-        _save(ctx, (logits, *arguments), output)
+        ctx.arguments = arguments
+        ctx.save_for_backward(output)
         return output
 
     @staticmethod
@@ -52,26 +53,26 @@ class _Softmax(Function):
         return once(gradient, output), None, None, None
 
 
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.arguments = inputs[1:]
-    ctx.save_for_backward(output)
+def _operator_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _, scalars, *ctx.rest = inputs
+    ctx.save_for_backward(output, scalars)
 
 
 def _operator_backward(ctx: Any, upstream: Tensor) -> tuple:
-    (output,) = ctx.saved_tensors
-    gradient = torch.ops.kdkernels.softmax_backward.default(upstream.detach(), output.detach(), *ctx.arguments)
+    output, scalars = ctx.saved_tensors
+    gradient = torch.ops.kdkernels.softmax_backward.default(upstream.detach(), output.detach(), scalars, *ctx.rest)
     return once(gradient, output), None, None, None
 
 
 register(
-    "softmax(Tensor logits, float temperature, bool log, str backend) -> Tensor",
-    _softmax,
+    "softmax(Tensor logits, Tensor temperature, bool log, str backend) -> Tensor",
+    lambda logits, temperature, *rest: _softmax(logits, temperature.item(), *rest),
     fake=lambda logits, *_: empty_gradient(logits),
     backward=_operator_backward,
-    setup_context=_save,
+    setup_context=_operator_setup,
 )
 register(
-    "softmax_backward(Tensor upstream, Tensor output, float temperature, bool log, str backend) -> Tensor",
-    _softmax_backward,
+    "softmax_backward(Tensor upstream, Tensor output, Tensor temperature, bool log, str backend) -> Tensor",
+    lambda upstream, output, temperature, *rest: _softmax_backward(upstream, output, temperature.item(), *rest),
     fake=lambda upstream, output, *_: empty_gradient(output),
 )

@@ -1,0 +1,101 @@
+"""How each kernel is launched: data, frozen, with the reason beside each row. Nothing is tuned at run time.
+
+None of these rows has been timed: they were chosen without a GPU, from the registers, spills and shared memory that
+the compilers report (python_tests/test_triton_compile.py holds them to it) and from the arithmetic in the reasons. A
+measurement beats every reason below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Rows of up to `vocab` columns: a program holds `rows` of them in registers, spread over `threads` threads."""
+
+    vocab: int
+    rows: int
+    threads: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """Rows of up to `vocab` columns: a program walks one in tiles of `threads` x (16 bytes of the narrower input).
+
+    `narrow` is the number of columns per thread and tile instead where a row's start is not aligned to a vector, and
+    `registers` a bound per thread that is handed to ptxas (AMD's compiler derives its own from the threads).
+    """
+
+    vocab: int
+    threads: int
+    narrow: int
+    registers: int
+    reason: str
+
+
+UNBOUNDED = 2**31 - 1
+
+# Two logit tiles and, in the gradient, h and q live at once. With 4 to 8 columns per thread a kernel takes at most 64
+# registers on sm_80 and sm_90 where rows are aligned, so an SM's 65,536 registers hold 1024 threads.
+DIVERGENCE: tuple[Resident | Streaming, ...] = (
+    Resident(16, 32, 128, "4 columns per thread: unaligned rows (vocab 10) keep one predicate per element"),
+    Resident(32, 16, 128, "as above"),
+    Resident(64, 8, 128, "as above; a warp covers whole rows, reductions are shuffles"),
+    Resident(128, 4, 128, "as above; CIFAR-100's 100 columns"),
+    Resident(256, 4, 128, "8 columns per thread: one 16-byte load of bf16, two of float32"),
+    Resident(512, 2, 128, "as above"),
+    Resident(1024, 2, 256, "as above; 1000 columns of ImageNet, whose rows are not aligned to 16 elements"),
+    Resident(2048, 1, 256, "as above; from here a row alone feeds a program"),
+    Resident(4096, 1, 512, "as above; two programs per SM, so that one loads while the other reduces"),
+    Resident(8192, 1, 1024, "the last power of two whose row fits: at 16384 sm_90 spills 108 bytes per thread (JS)"),
+    Streaming(
+        65536, 512, 4, 64,
+        "at most 64 registers: two programs or more per SM overlap each other's reductions; the rows in flight on 132 "
+        "SMs, 2 x 132 x 256 KiB of bf16 at 65536 columns, are re-read mostly from L2 (50 MiB on H100) and L1",
+    ),
+    Streaming(
+        UNBOUNDED, 1024, 4, 64,
+        "1024 threads of 33 to 64 registers are one program per SM: at 128256 columns of bf16 132 rows in flight are "
+        "66 MiB, about what L2 and the L1s of an H100 hold; two programs per SM would be twice that",
+    ),
+)  # fmt: skip
+
+# One tile lives at a time, so twice the columns per thread of DIVERGENCE and a row of twice the length.
+SOFTMAX: tuple[Resident | Streaming, ...] = (
+    Resident(16, 64, 128, "8 columns per thread"),
+    Resident(64, 16, 128, "as above"),
+    Resident(128, 8, 128, "as above"),
+    Resident(512, 4, 128, "16 columns per thread: two 16-byte loads of bf16 in flight"),
+    Resident(1024, 2, 128, "as above"),
+    Resident(2048, 1, 128, "as above"),
+    Resident(4096, 1, 256, "as above"),
+    Resident(8192, 1, 512, "as above"),
+    Resident(16384, 1, 1024, "as above; 1024 threads may use 64 registers each"),
+    Streaming(UNBOUNDED, 512, 4, 64, "two walks, one tensor: half the bytes in flight of the divergence's rows"),
+)
+
+# Two tiles, one walk over each before the gradient: the divergence's lengths hold.
+SOFTMAX_BACKWARD = DIVERGENCE
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A program scales `steps` tiles of `tile` elements: one or more rows times at most `tile` columns."""
+
+    tile: int
+    steps: int
+    threads: int
+    reason: str
+
+
+SCALE = Scale(
+    1024, 32, 128,
+    "small programs, because with a factor of 1 a launch costs the programs' start and nothing else: 16 of them fit an "
+    "SM, and 32 tiles each keep 4096 x 128256 elements at 16384 programs",
+)  # fmt: skip
+
+
+def choose(table: tuple[Resident | Streaming, ...], vocab: int) -> Resident | Streaming:
+    return next(row for row in table if vocab <= row.vocab)

@@ -1,0 +1,108 @@
+"""What a divergence kernel is given, and the parts that its resident and its streaming form share.
+
+    value_r  = soft_r sum_v f(log q_v, log p_v) + hard_r CE(label_r)
+    gradient = soft_r (h - q H) / T + hard_r (softmax(student) - onehot(label_r))
+
+soft_r and hard_r are scale times weight; a factor of 0 removes its part, whatever the logits hold. A loss is known to
+the kernels only as TERM and BALANCED (H = 0). Every function here takes (N,) rows or one scalar row.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .tile import log_softmax
+
+
+class Tensors(NamedTuple):
+    """(rows, vocab) tensors, pointers in a kernel. Kernels take groups of arguments as tuples, a Triton feature."""
+
+    student: object
+    teacher: object
+    gradient: object  # None: no gradient is wanted and no code for it is generated
+
+
+class Strides(NamedTuple):
+    """Row strides in elements."""
+
+    student: int
+    teacher: int
+    gradient: int
+
+
+class PerRow(NamedTuple):
+    """(rows,) tensors, pointers in a kernel. labels of None drop the cross-entropy; a weight of None is 1."""
+
+    value: object
+    labels: object
+    soft_weight: object
+    hard_weight: object
+
+
+class Scalars(NamedTuple):
+    """Run-time float32: a schedule of the temperature, a parameter or a scale recompiles nothing."""
+
+    inverse_temperature: float
+    parameter: float
+    soft_scale: float
+    hard_scale: float
+
+
+@triton.jit
+def _factor(weight, scale, row, counted):
+    # One return at the end: Triton compiles what follows a return in a constant branch even where it is taken.
+    if weight is None:  # noqa: SIM108
+        value = tl.where(counted, 1.0, 0.0)
+    else:
+        value = tl.load(weight + row, mask=counted, other=0.0)
+    return value * scale
+
+
+@triton.jit
+def factors(per_row, scalars, row, counted):
+    """(soft, hard), 0 where a row is past the end."""
+    soft = _factor(per_row.soft_weight, scalars.soft_scale, row, counted)
+    if per_row.labels is None:
+        hard = tl.zeros_like(soft)
+    else:
+        hard = _factor(per_row.hard_weight, scalars.hard_scale, row, counted)
+    return soft, hard
+
+
+@triton.jit
+def label_of(labels, row, vocab, hard):
+    """The row's label as int32; -1, which no column equals, where it is no class or the row has no cross-entropy."""
+    label = tl.load(labels + row, mask=hard != 0.0, other=-1)
+    return tl.where((label >= 0) & (label < vocab), label, -1).to(tl.int32)
+
+
+@triton.jit
+def cross_entropy_of(student, label, normaliser):
+    """CE at temperature 1 from the rows' pointers, NaN for a label of -1.
+
+    The label's logit is read here, before a gradient that aliases the student may overwrite it: a reduction, and so a
+    barrier, lies between this load and the first store.
+    """
+    chosen = tl.load(student + label, mask=label >= 0, other=float("nan")).to(tl.float32)
+    return -log_softmax(chosen, normaliser, 1.0)
+
+
+@triton.jit
+def value_of(soft, loss, hard, cross_entropy):
+    return tl.where(soft != 0.0, soft * loss, 0.0) + tl.where(hard != 0.0, hard * cross_entropy, 0.0)
+
+
+@triton.jit
+def soft_gradient(h, q, H, factor, BALANCED: tl.constexpr):
+    """factor (h - q H) with factor = soft / T."""
+    if not BALANCED:
+        h -= q * H
+    return tl.where(factor != 0.0, factor * h, 0.0)
+
+
+@triton.jit
+def hard_gradient(z, normaliser, column, label, hard):
+    """hard (softmax(student) - onehot(label)) at temperature 1."""
+    onehot = tl.where(column == label, 1.0, 0.0)
+    return tl.where(hard != 0.0, hard * (tl.exp(log_softmax(z, normaliser, 1.0)) - onehot), 0.0)

@@ -1,0 +1,99 @@
+"""Where the tests run, computed once at collection: every device that there is, every backend that can run on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Before torch loads its OpenMP: threads that spin at a barrier take ten times as long where others use the cores too.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+import torch
+
+import kdkernels as kd
+
+try:
+    from kdkernels import _C
+except ImportError:  # an installation without the extension; test_backends.py fails then, the rest still runs
+    _C = None
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+class Target(NamedTuple):
+    device: str
+    backend: str
+    isa: str | None = None
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, self))
+
+
+def _runs(device: str, backend: str) -> bool:
+    """Whether this backend takes tensors of this device. Triton's interpreter on CPU tensors has tests of its own."""
+    if backend == "triton" and device == "cpu":
+        return False
+    try:
+        kd.softmax(torch.zeros(1, 2, device=device), backend=backend)
+    except RuntimeError as error:
+        if "cannot run" in str(error):
+            return False
+        raise
+    return True
+
+
+WHERE = [Target(device, backend) for device in DEVICES for backend in kd.backends() if _runs(device, backend)]
+KERNELS = [target for target in WHERE if target.backend != "reference"]
+TARGETS = [
+    Target(target.device, target.backend, isa)
+    for target in WHERE
+    for isa in (_C.instruction_sets() if target[:2] == ("cpu", "native") else [None])
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "usual_memory: leave torch.empty uninitialised (compilers and memory counts)")
+
+
+@pytest.fixture(params=WHERE, ids=str)
+def where(request: pytest.FixtureRequest) -> Target:
+    """A device and a backend that runs there."""
+    return request.param
+
+
+@pytest.fixture(params=KERNELS, ids=str)
+def kernel(request: pytest.FixtureRequest) -> Target:
+    """A device and a backend that has kernels: for promises that plain PyTorch does not make."""
+    return request.param
+
+
+@pytest.fixture(params=TARGETS, ids=str)
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """As `where`, with each instruction set of the CPU forced in turn."""
+    if request.param.isa is None:
+        yield request.param
+        return
+    usual = _C.instruction_set()
+    _C.use_instruction_set(request.param.isa)
+    try:
+        yield request.param
+    finally:
+        _C.use_instruction_set(usual)
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every torch.empty is full of NaN, so that an output which a kernel forgot to write shows."""
+    if request.node.get_closest_marker("usual_memory"):
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -1,0 +1,105 @@
+"""The nn.Module twins: the same numbers, and what one expects of a module."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import DEFAULT_LOSSES, logits, name_of, pair
+
+import kdkernels as kd
+
+
+@pytest.mark.parametrize("loss", DEFAULT_LOSSES, ids=name_of)
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "batchmean"])
+def test_divergence_twin(where, loss, reduction):
+    student, teacher = pair(4, 3, 100, device=where.device)
+    options = {
+        "temperature": 3.0,
+        "tau_squared": False,
+        "reduction": reduction,
+        "vocab_size": 90,
+        "backend": where.backend,
+    }
+    batch = {
+        "mask": torch.arange(12, device=where.device).view(4, 3) % 3 > 0,
+        "weight": logits(4, 3, device=where.device),
+    }
+    if reduction == "mean":
+        batch["normalizer"] = 7
+    criterion = kd.DivergenceLoss(loss, **options)
+    assert torch.equal(criterion(student, teacher, **batch), kd.divergence(student, teacher, loss, **options, **batch))
+
+
+@pytest.mark.parametrize("loss", DEFAULT_LOSSES, ids=name_of)
+@pytest.mark.parametrize("alpha", [None, 0.9, "per row"])
+def test_distillation_twin(where, loss, alpha):
+    student, teacher = pair(5, 100, device=where.device)
+    labels = torch.tensor([0, 7, 3, 99, 1], device=where.device)
+    options = {
+        "temperature": 3.0,
+        "tau_squared": False,
+        "ignore_index": 7,
+        "reduction": "sum",
+        "backend": where.backend,
+    }
+    criterion = kd.DistillationLoss(loss, alpha=0.2, **options)
+    share = torch.linspace(0, 1, 5, device=where.device) if alpha == "per row" else alpha
+    batch = {"mask": torch.arange(5, device=where.device) > 0, "weight": logits(5, device=where.device)}
+    got = criterion(student, teacher, labels, alpha=share, **batch)
+    wanted = 0.2 if share is None else share
+    assert torch.equal(got, kd.distillation(student, teacher, labels, loss, alpha=wanted, **options, **batch))
+
+
+def test_defaults_are_the_functions():
+    student, teacher = pair(5, 100)
+    labels = torch.arange(5)
+    assert torch.equal(kd.DivergenceLoss()(student, teacher), kd.divergence(student, teacher))
+    assert torch.equal(kd.DistillationLoss()(student, teacher, labels), kd.distillation(student, teacher, labels))
+
+
+def test_inplace_is_handed_on():
+    student, teacher = pair(5, 100)
+    for criterion, extra in (
+        (kd.DivergenceLoss(inplace=True), ()),
+        (kd.DistillationLoss(inplace=True), (torch.arange(5),)),
+    ):
+        with pytest.raises(ValueError, match="leaf"):
+            criterion(student, teacher, *extra)
+
+
+def test_a_train_step():
+    student, teacher = pair(5, 100)
+    criterion = kd.DistillationLoss(kd.JensenShannon(0.3), alpha=0.7, temperature=2.0)
+    criterion(student, teacher, torch.arange(5)).backward()
+    (wanted,) = torch.autograd.grad(
+        kd.distillation(student, teacher, torch.arange(5), kd.JensenShannon(0.3), alpha=0.7, temperature=2.0), student
+    )
+    assert torch.equal(student.grad, wanted)
+
+
+def test_no_parameters_no_state_and_copies():
+    student, teacher = pair(5, 100)
+    criterion = kd.DivergenceLoss(kd.SkewKL(0.3), temperature=2.0)
+    assert not list(criterion.parameters())
+    assert not criterion.state_dict()
+    for twin in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion)), criterion.half().train().eval()):
+        assert torch.equal(twin(student, teacher), criterion(student, teacher))
+
+
+def test_repr_says_what_it_computes():
+    text = repr(kd.DistillationLoss(kd.SkewKL(alpha=0.3), alpha=0.9, temperature=2.5, reduction="sum"))
+    for part in ("DistillationLoss", "SkewKL(alpha=0.3)", "alpha=0.9", "temperature=2.5", "reduction='sum'"):
+        assert part in text
+
+
+@pytest.mark.parametrize("criterion", [kd.DivergenceLoss, kd.DistillationLoss])
+def test_wrong_options_are_refused_when_it_is_built(criterion):
+    with pytest.raises(TypeError, match="loss must be a kdkernels loss"):
+        criterion("forward_kl")
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got -1"):
+        criterion(temperature=-1.0)
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        criterion(reduction="average")
+    with pytest.raises(TypeError):
+        criterion(smoothing=0.1)

@@ -1,0 +1,26 @@
+"""The Triton kernels on the CPU: Triton's interpreter must be chosen before Triton is imported, so in a new process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the Triton backend is an extra")
+HERE = Path(__file__).parent
+
+
+def test_kernels_in_the_interpreter():
+    """Every case of _triton_interpreter_cases.py and _edges.py; their own report is the message when one fails."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")])
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "--noconftest"]
+    command += ["-p", "_triton_interpreter", *map(str, sorted(HERE.glob("_triton_interpreter_*.py")))]
+    worker = subprocess.run(command, env=environment, capture_output=True, text=True)
+    summary = worker.stdout.strip().splitlines()[-1:] or [""]
+    assert worker.returncode == 0 and "passed" in summary[0], worker.stdout[-20000:] + worker.stderr[-4000:]
