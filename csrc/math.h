@@ -24,22 +24,21 @@ template <class To, class From> KD_FN To bit_cast(From value) {
   return result;
 }
 
-// e^x for x <= 88, relative error below 1.5e-7; 0 below the smallest normal number (x < -87.33), e^-inf = 0, NaN stays
-// NaN. The fraction is a polynomial fitted on [-log(2)/2, log(2)/2] (its own error 4e-9), the power of two is an
-// integer add.
-KD_FN float exp(float x) {
-  constexpr float to_integer = 12582912.f; // 1.5 * 2^23: adding it leaves round(x log2 e) in the low mantissa bits
-  const float shifted = x * 1.44269504f + to_integer;
-  const float n = shifted - to_integer;
-  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f; // log 2 in two parts, the first exact times n
-  float tail = 1.381459878757596e-3f;
-  tail = tail * r + 8.368716575205326e-3f;
-  tail = tail * r + 4.166838899254799e-2f;
-  tail = tail * r + 0.1666652113199234f;
-  tail = tail * r + 0.4999999403953552f;
-  const float fraction = (tail * r * r + r) + 1.f;
+// 2^x for x <= 127, relative error below 1.5e-7; 0 below the smallest normal number (x < -126), 2^-inf = 0, NaN stays
+// NaN. The fraction is a polynomial fitted on [-1/2, 1/2] (its own error 4e-9), the power of two an integer add.
+KD_FN float exp2(float x) {
+  constexpr float to_integer = 12582912.f; // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
+  const float shifted = x + to_integer;
+  const float r = x - (shifted - to_integer);
+  float fraction = 1.532112219138071e-4f;
+  fraction = fraction * r + 1.3390184612944722e-3f;
+  fraction = fraction * r + 9.618526324629784e-3f;
+  fraction = fraction * r + 5.550362169742584e-2f;
+  fraction = fraction * r + 0.24022647738456726f;
+  fraction = fraction * r + 0.69314718f;
+  fraction = fraction * r + 1.f;
   const float power = bit_cast<float>((bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);
-  return x < -87.33f ? 0.f : fraction * power;
+  return x < -126.f ? 0.f : fraction * power; // a product and not an integer add: a NaN's payload would leak into it
 }
 
 // log x for normal x > 0, absolute error below 1e-7 * max(1, |log x|); NaN stays NaN. Other arguments: unspecified.
@@ -61,8 +60,21 @@ KD_FN float log(float x) {
 }
 
 // Double serves gradient checks and oracles, not speed: the library's own functions, accurate to an ulp.
-KD_FN double exp(double x) { return __builtin_exp(x); }
 KD_FN double log(double x) { return __builtin_log(x); }
+
+// y -> e^(scale y). In float the conversion to base 2 is one product with the scale: for y <= 0, as the schedules have
+// it, the relative error is 1e-7 (1 + |scale y|), of the result, which is e^-|scale y| of its row's largest.
+template <class Real> struct ScaledExp;
+template <> struct ScaledExp<float> {
+  float factor;
+  explicit ScaledExp(double scale) : factor(static_cast<float>(scale * 1.4426950408889634)) {}
+  KD_FN float operator()(float y) const { return exp2(y * factor); }
+};
+template <> struct ScaledExp<double> {
+  double factor;
+  explicit ScaledExp(double scale) : factor(scale) {}
+  KD_FN double operator()(double y) const { return __builtin_exp(y * factor); }
+};
 
 template <class Real> KD_FN Real minimum(Real a, Real b) { return a < b ? a : b; }
 template <class Real> KD_FN Real maximum(Real a, Real b) { return a > b ? a : b; }

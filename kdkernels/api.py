@@ -59,7 +59,7 @@ def divergence(
         weight: floating point (...), multiplies each row; it does not enter the divisor of a mean. Must not require
             grad. A row of weight 0 is not read, but it is counted.
         reduction: "none" (one value per row, shape (...)), "sum", "mean" (over counted rows; 0 where there are none)
-            or "batchmean" (the sum divided by ``student.shape[0]``).
+            or "batchmean" (the sum divided by ``student.shape[0]``, by 1 where there are no leading dimensions).
         normalizer: positive number or 0-d tensor that replaces the divisor of "mean", e.g. the number of tokens of a
             whole accumulated batch.
         vocab_size: only the first entries of both vocabularies enter (for vocabularies of different sizes); the
@@ -72,7 +72,8 @@ def divergence(
         float32 (float64 where an input is), in nats times T^2; gradients have the student's dtype.
 
     Conventions: ``0 log 0 = 0`` (a -inf logit on both sides adds nothing to value or gradient); an infinite value has
-    no defined gradient, except ForwardKL's. Double backward raises.
+    no defined gradient, except ForwardKL's; a NaN makes its row's value and gradient NaN. Double backward raises (the
+    reference backend has one).
 
     Raises:
         TypeError, ValueError: an argument breaks a rule above; nothing has been computed or written.

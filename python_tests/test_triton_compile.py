@@ -54,7 +54,7 @@ def test_every_loss_fits(target, loss, vocab):
     assert_fits(target, divergence_usage(target, loss, vocab, torch.bfloat16, torch.bfloat16))
 
 
-@pytest.mark.parametrize("vocab", EDGES)
+@pytest.mark.parametrize("vocab", (8192, 128256))
 @pytest.mark.parametrize("dtypes", list(itertools.product(DTYPES[::2], DTYPES[::2])), ids=str)
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_dtype_fits(target, dtypes, vocab):

@@ -147,10 +147,11 @@ template <class Real> static Real largest(const Real *x, int64_t count) {
 // exponentials[v] = e^((x[v] - shift) scale); returns their sum.
 template <class Real>
 static Real exponentiate(const Real *x, int64_t count, Real shift, Real scale, Real *__restrict exponentials) {
+  const ScaledExp<Real> scaled_exp(scale);
   Real sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t v = 0; v < count; ++v) {
-    const Real e = exp((x[v] - shift) * scale);
+    const Real e = scaled_exp(x[v] - shift);
     exponentials[v] = e;
     sum += e;
   }

@@ -42,6 +42,7 @@ static void transpose_in(const Matrix &matrix, int64_t first, int64_t rows, int6
 template <class Real>
 static void exponentiate_lanes(const Real (*logits)[kLanes], int64_t vocab, Real scale,
                                typename Group<Real>::Side &side) {
+  const ScaledExp<Real> scaled_exp(scale);
   for (int64_t row = 0; row < kLanes; ++row) {
     side.largest[row] = -kInfinity;
     side.sum[row] = 0;
@@ -53,7 +54,7 @@ static void exponentiate_lanes(const Real (*logits)[kLanes], int64_t vocab, Real
   for (int64_t v = 0; v < vocab; ++v)
 #pragma omp simd
     for (int64_t row = 0; row < kLanes; ++row) {
-      const Real e = exp((logits[v][row] - side.largest[row]) * scale);
+      const Real e = scaled_exp(logits[v][row] - side.largest[row]);
       side.exponentials[v][row] = e;
       side.sum[row] += e;
     }

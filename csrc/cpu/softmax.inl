@@ -41,6 +41,7 @@ template <class Real, bool Log>
 void softmax_backward_rows(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
   Real *y_block = static_cast<Real *>(scratch), *u_block = y_block + kBlock, *result = u_block + kBlock;
   const Real scale = static_cast<Real>(call.inverse_temperature);
+  const ScaledExp<Real> natural_exp(1);
   const int64_t blocks = kd_cpu::blocks(call.vocab);
   for (int64_t row = begin; row < end; ++row) {
     const Real *u = nullptr, *y = nullptr;
@@ -64,7 +65,7 @@ void softmax_backward_rows(const Softmax &call, int64_t begin, int64_t end, void
       }
 #pragma omp simd
       for (int64_t v = 0; v < kd_cpu::padded(count); ++v)
-        result[v] = scale * (Log ? u[v] - exp(y[v]) * sum : y[v] * (u[v] - sum));
+        result[v] = scale * (Log ? u[v] - natural_exp(y[v]) * sum : y[v] * (u[v] - sum));
       store(call.output, row, block * kBlock, count, result, false);
     }
   }

@@ -137,7 +137,8 @@ def _walk(
         _launch(resident, (_ceil_div(rows, row.rows),), arguments, present[0], row.threads, meta)
         return
     contiguous = all(tensor.data_ptr() % 16 == 0 and tensor.stride(0) % 16 == 0 for tensor in present)
-    width = 16 // min(tensor.element_size() for tensor in present) if contiguous else row.narrow
+    # By the first tensor: with the narrower of two, Triton trades tiles through shared memory where the second is it.
+    width = 16 // present[0].element_size() if contiguous else row.narrow
     meta |= {"LANES": row.threads, "WIDTH": width, "CONTIGUOUS": contiguous}
     if _target()[0] == "cuda":
         meta["maxnreg"] = row.registers  # an option of NVIDIA's compiler only

@@ -22,7 +22,7 @@ class Resident:
 
 @dataclass(frozen=True)
 class Streaming:
-    """Rows of up to `vocab` columns: a program walks one in tiles of `threads` x (16 bytes of the narrower input).
+    """Rows of up to `vocab` columns: a program walks one in tiles of `threads` x (16 bytes of the first tensor).
 
     `narrow` is the number of columns per thread and tile instead where a row's start is not aligned to a vector, and
     `registers` a bound per thread that is handed to ptxas (AMD's compiler derives its own from the threads).
@@ -37,8 +37,8 @@ class Streaming:
 
 UNBOUNDED = 2**31 - 1
 
-# Two logit tiles and, in the gradient, h and q live at once. With 4 to 8 columns per thread a kernel takes at most 64
-# registers on sm_80 and sm_90 where rows are aligned, so an SM's 65,536 registers hold 1024 threads.
+# Two logit tiles and, in the gradient, h and q live at once. With 4 to 8 columns per thread the compilers need 28 to 80
+# registers for value and gradient on sm_80 and sm_90 (64 at most from 2048 columns on), and 31 to 94 on gfx942.
 DIVERGENCE: tuple[Resident | Streaming, ...] = (
     Resident(16, 32, 128, "4 columns per thread: unaligned rows (vocab 10) keep one predicate per element"),
     Resident(32, 16, 128, "as above"),
