@@ -78,4 +78,12 @@ def ninja() -> list[str]:
     return [str(Path(package.BIN_DIR) / name)]
 
 
-setup(ext_modules=[Extension("kdkernels._C", sources=[])], cmdclass={"build_ext": NinjaBuild})
+# Relative paths: a source distribution takes along what an extension names.
+EVERY = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
+EXTENSION = Extension(
+    "kdkernels._C",
+    sources=[path for path in EVERY if path.endswith(".cpp")],
+    depends=[path for path in EVERY if not path.endswith(".cpp")],
+)
+
+setup(ext_modules=[EXTENSION], cmdclass={"build_ext": NinjaBuild})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import checks, ops
-from .backends import reference, resolve
+from .backends import reference, resolve, transformed
 from .losses import ForwardKL, Loss
 
 _FORWARD_KL = ForwardKL()
@@ -181,7 +182,7 @@ def _check_common(student, teacher, temperature, mask, weight, reduction, normal
 
 def _row_weights(student, teacher, counted, weight, reduction, normalizer) -> tuple[Tensor | None, float]:
     """What multiplies each row: a (rows,) tensor, or None for ones, and a number. Never waits for a device."""
-    rows = student.shape[:-1].numel()
+    rows = math.prod(student.shape[:-1])  # not .numel(): that would fix a symbolic batch size
     divisor = 1
     if reduction == "batchmean":
         divisor = max(student.shape[0] if student.dim() > 1 else 1, 1)
@@ -214,6 +215,7 @@ def _split(weights: Tensor | None, alpha: float | Tensor, scale: float, student:
 def _counted_labels(labels: Tensor, mask: Tensor | None, vocab: int, ignore_index: int) -> Tensor | None:
     """Which rows count, (rows,) bool, or None where it is known without asking a device that all of them do."""
     looked_at = labels.device.type == "cpu" and not torch.compiler.is_compiling() and type(labels) is Tensor
+    looked_at = looked_at and not transformed()
     if looked_at and mask is None and labels.numel():
         least, largest = torch.aminmax(labels)
         low, high = int(least), int(largest)

@@ -10,6 +10,7 @@ from torch import Tensor
 from .losses import Loss
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
+_SMALLEST_TEMPERATURE = 1e-37  # it and its reciprocal are normal float32 numbers
 LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -63,6 +64,8 @@ def temperature(value: object) -> None:
         raise TypeError(f"temperature must be a number, got {type(value).__name__}")
     if not 0.0 < value < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {value}")
+    if not _SMALLEST_TEMPERATURE <= value <= 1.0 / _SMALLEST_TEMPERATURE:
+        raise ValueError(f"temperature must lie in [1e-37, 1e37], where float32 holds its reciprocal, got {value}")
 
 
 def reduction(value: str, normalizer: object) -> None:
@@ -75,6 +78,8 @@ def reduction(value: str, normalizer: object) -> None:
     if isinstance(normalizer, Tensor):
         if normalizer.dim() != 0:
             raise ValueError(f"normalizer must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}")
+        if normalizer.dtype == torch.bool:
+            raise TypeError("normalizer must be a number or a 0-d tensor of one, got torch.bool")
         _constant("normalizer", normalizer)
     elif isinstance(normalizer, bool) or not isinstance(normalizer, (int, float)):
         raise TypeError(f"normalizer must be a number or a 0-d tensor, got {type(normalizer).__name__}")
@@ -127,7 +132,8 @@ def label_range(value: Tensor, counted: Tensor, vocab: int, ignore_index: int) -
 
 def inplace(student: Tensor) -> None:
     """Whether the gradient may take this buffer, said before anything is written."""
-    if student.requires_grad and student.is_leaf and torch.is_grad_enabled():
+    root = student._base if student._is_view() else student
+    if root.requires_grad and root.is_leaf and torch.is_grad_enabled():
         raise ValueError("inplace=True needs logits that some operation computed, got a leaf that requires grad")
     if not _rows_in_memory(student):
         shape, strides = tuple(student.shape), tuple(student.stride())
@@ -144,6 +150,8 @@ def inplace(student: Tensor) -> None:
 
 
 def _rows_in_memory(student: Tensor) -> bool:
+    if student.is_contiguous():
+        return True
     *outer, columns = zip(student.shape, student.stride(), strict=True)
     outer = [(size, stride) for size, stride in outer if size != 1]
     if columns[0] > 1 and columns[1] != 1:

@@ -187,3 +187,11 @@ def test_the_report():
     for state in kd.backends().values():
         assert state in done.stdout
     assert "KDKERNELS_BACKEND=reference" in python(["-m", "kdkernels"], KDKERNELS_BACKEND="reference").stdout
+
+
+def test_a_default_device_of_the_user_s_is_not_taken_for_the_student_s():
+    student, teacher = torch.randn(4, 50), torch.randn(4, 50)
+    expected = kd.divergence(student, teacher)
+    with torch.device("meta"):
+        found = kd.divergence(student, teacher)
+    torch.testing.assert_close(found, expected)

@@ -215,3 +215,41 @@ def test_second_derivative_raises_when_compiled(kernel):
     with pytest.raises(RuntimeError):
         (gradient,) = torch.autograd.grad(step(student), student, create_graph=True)
         torch.autograd.grad(gradient.square().sum(), student)
+
+
+def test_export_keeps_the_batch_size_free(kernel):
+    class Both(torch.nn.Module):
+        def forward(self, student, teacher, labels):
+            soft = kd.divergence(student, teacher, backend=kernel.backend)
+            return soft + kd.distillation(student, teacher, labels, backend=kernel.backend)
+
+    def batch(rows):
+        labels = torch.arange(rows, device=kernel.device)
+        return *(torch.randn(rows, 50, device=kernel.device) for _ in range(2)), labels
+
+    free = {0: torch.export.Dim("rows")}
+    program = torch.export.export(Both(), batch(4), dynamic_shapes=(free, free, free)).module()
+    other = batch(7)
+    torch.testing.assert_close(program(*other), Both()(*other))
+
+
+def test_make_fx_records_the_operator_and_not_its_result(kernel):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    pairs = [[torch.randn(4, 50, device=kernel.device) for _ in range(2)] for _ in range(2)]
+    graph = make_fx(lambda z, t: kd.divergence(z, t, backend=kernel.backend))(*pairs[0])
+    torch.testing.assert_close(graph(*pairs[1]), kd.divergence(*pairs[1]))
+
+
+def test_forward_mode_and_vmap_get_plain_pytorch(kernel):
+    from torch.autograd import forward_ad
+
+    student, teacher, tangent = (torch.randn(4, 50, device=kernel.device) for _ in range(3))
+    labels = torch.arange(4, device=kernel.device)
+    with forward_ad.dual_level():
+        loss = kd.divergence(forward_ad.make_dual(student, tangent), teacher)
+        assert forward_ad.unpack_dual(loss).tangent is not None
+        with pytest.raises(RuntimeError, match="forward-mode"):
+            kd.divergence(forward_ad.make_dual(student, tangent), teacher, backend=kernel.backend)
+    each = torch.func.vmap(kd.distillation)(student, teacher, labels)
+    torch.testing.assert_close(each.mean(), kd.distillation(student, teacher, labels))

@@ -219,3 +219,30 @@ def test_a_teacher_in_the_same_memory(where):
         assert "inplace" in str(error)
     else:
         assert float(base.grad.abs().max()) < 1e-15
+
+
+def test_float16_tells_autograd_that_backward_overwrote_the_logits(kernel):
+    """tanh saved the logits that its gradient replaces: its backward must not read them as if they were logits."""
+    leaf = torch.randn(4, 50, device=kernel.device).half().requires_grad_()
+    teacher = torch.randn(4, 50, device=kernel.device)
+    loss = kd.divergence(torch.tanh(leaf), teacher, reduction="sum", inplace=True, backend=kernel.backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_view_of_a_parameter_is_refused_before_it_is_written(kernel, dtype):
+    parameter = torch.nn.Parameter(torch.randn(4, 50, device=kernel.device, dtype=dtype))
+    before = parameter.detach().clone()
+    with pytest.raises(ValueError, match="leaf"):
+        kd.divergence(parameter.view(4, 50), torch.randn_like(before), inplace=True, backend=kernel.backend)
+    assert torch.equal(parameter, before)
+
+
+def test_the_buffer_is_let_go_with_the_graph(kernel):
+    student = torch.randn(4, 50, device=kernel.device, requires_grad=True) * 1
+    users = torch._C._storage_Use_Count(student.untyped_storage()._cdata)
+    loss = kd.divergence(student, torch.randn(4, 50, device=kernel.device), inplace=True, backend=kernel.backend)
+    loss.backward()
+    # A trainer keeps the loss for its log: through it nothing may hold the gradient's memory.
+    assert torch._C._storage_Use_Count(student.untyped_storage()._cdata) == users

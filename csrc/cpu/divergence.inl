@@ -38,9 +38,9 @@ template <class Real> struct Walk {
     const int64_t width = kd_cpu::padded(call.vocab), blocks = kd_cpu::blocks(call.vocab) + kPad / 2;
     Real *next = static_cast<Real *>(scratch);
     const Real scale = static_cast<Real>(call.inverse_temperature);
-    student = {&call.student, scale, next, next + 3 * width + 4 * kBlock, 0, 0, 0, 0};
-    teacher = {&call.teacher, scale, next + width, student.shifts + blocks, 0, 0, 0, 0};
-    hard = {&call.student, 1, next + 2 * width, student.shifts, 0, 0, 0, 0};
+    student = {&call.student, scale, next, next + 3 * width + 4 * kBlock, 0, 0, 0};
+    teacher = {&call.teacher, scale, next + width, student.shifts + blocks, 0, 0, 0};
+    hard = {&call.student, 1, next + 2 * width, student.shifts, 0, 0, 0};
     student_block = next + 3 * width;
     teacher_block = student_block + kBlock;
     gradient_block = teacher_block + kBlock;
@@ -103,7 +103,7 @@ template <class Real> struct Walk {
     Real buffer[kPad];
     const Side<Real> &side = hard_side();
     const double x = load(call.student, row, label, 1, buffer)[0];
-    return side.log_high + (static_cast<double>(side.log_low) - (x - side.largest));
+    return side.log_sum - (x - side.largest);
   }
 
   // f summed; gradient factor times h left in `weighted`, h summed into sum_h.
@@ -113,7 +113,10 @@ template <class Real> struct Walk {
     const Real *x = student_logits(block), *y = teacher_logits(block);
     const Real *e_q = student.exponentials + first, *e_p = teacher.exponentials + first;
     const Real to_q = student.probability(block), to_p = teacher.probability(block);
-    const Side<Real> q = student, p = teacher;
+    const Real shift_q = static_cast<Real>(student.largest), shift_p = static_cast<Real>(teacher.largest);
+    const Real scale = student.scale;
+    // log sum over the student less log sum over the teacher, in double before it is rounded.
+    const Real log_sums = static_cast<Real>(student.log_sum - teacher.log_sum);
     double f = 0;
     for (int64_t begin = 0; begin < width; begin += kBurst) {
       const int64_t end = width - begin < kBurst ? width : begin + kBurst;
@@ -122,7 +125,8 @@ template <class Real> struct Walk {
       Real part_f = 0, part_h = 0;
 #pragma omp simd reduction(+ : part_f, part_h)
       for (int64_t v = begin; v < end; ++v) {
-        const auto at = term(q.log_probability(x[v]), p.log_probability(y[v]), e_q[v] * to_q, e_p[v] * to_p, first + v);
+        const Real log_ratio = ((y[v] - shift_p) - (x[v] - shift_q)) * scale + log_sums;
+        const auto at = term(log_ratio, e_q[v] * to_q, e_p[v] * to_p, first + v);
         part_f += at.f;
         part_h += at.h;
         weighted[v] = at.h * gradient_factor;
@@ -167,8 +171,6 @@ template <class Real> struct Walk {
       if (Term::balanced && wanted)
         write(block, weighted);
     }
-    if (f != f)
-      sum_h = f; // a NaN in either row reaches the whole gradient, as it does with a balanced term
     if (!Term::balanced && wanted)
       for (int64_t block = 0; block < kd_cpu::blocks(call.vocab); ++block)
         subtract_mean(block, static_cast<Real>(gradient_factor * sum_h));

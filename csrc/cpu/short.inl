@@ -18,7 +18,7 @@ constexpr int64_t kShortVocab = 112;
 
 template <class Real> struct Group {
   // Per row: what multiplies its terms, the largest logit, the sum, its reciprocal and its logarithm on either side.
-  Real soft[kLanes], hard[kLanes], f[kLanes], h[kLanes];
+  Real soft[kLanes], hard[kLanes], f[kLanes], h[kLanes], log_sums[kLanes];
   struct Side {
     Real largest[kLanes], sum[kLanes], share[kLanes], log_sum[kLanes];
     Real logits[kShortVocab][kLanes], exponentials[kShortVocab][kLanes];
@@ -68,21 +68,21 @@ static void exponentiate_lanes(const Real (*logits)[kLanes], int64_t vocab, Real
 template <class Real, class Term>
 static void terms_of_lanes(const Term &term, int64_t vocab, Real scale, Group<Real> &group) {
   const auto &q = group.student, &p = group.teacher;
-  for (int64_t row = 0; row < kLanes; ++row)
+#pragma omp simd
+  for (int64_t row = 0; row < kLanes; ++row) {
     group.f[row] = group.h[row] = 0;
+    group.log_sums[row] = log(q.sum[row] / p.sum[row]); // not a difference of logarithms: it would round more coarsely
+  }
   for (int64_t v = 0; v < vocab; ++v)
 #pragma omp simd
     for (int64_t row = 0; row < kLanes; ++row) {
-      const Real log_q = (q.logits[v][row] - q.largest[row]) * scale - q.log_sum[row];
-      const Real log_p = (p.logits[v][row] - p.largest[row]) * scale - p.log_sum[row];
-      const auto at =
-          term(log_q, log_p, q.exponentials[v][row] * q.share[row], p.exponentials[v][row] * p.share[row], v);
+      const Real x = q.logits[v][row] - q.largest[row], y = p.logits[v][row] - p.largest[row];
+      const Real log_ratio = (y - x) * scale + group.log_sums[row];
+      const auto at = term(log_ratio, q.exponentials[v][row] * q.share[row], p.exponentials[v][row] * p.share[row], v);
       group.f[row] += at.f;
       group.h[row] += at.h;
       group.gradient[v][row] = at.h;
     }
-  for (int64_t row = 0; row < kLanes; ++row)
-    group.h[row] = group.f[row] == group.f[row] ? group.h[row] : group.f[row]; // NaN reaches the whole gradient
 }
 
 // A row without a soft term gets none of it, whatever f and h came to (0 times infinity is not 0).

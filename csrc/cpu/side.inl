@@ -11,8 +11,7 @@ template <class Real> struct Side {
   Real scale;         // 1 / temperature
   Real *exponentials; // (padded vocab)
   Real *shifts;       // (blocks): the block's maximum, -inf where it holds nothing else
-  double largest, sum;
-  Real log_high, log_low; // log sum in two parts: its rounding would be the same error in every column
+  double largest, sum, log_sum;
 
   void start() {
     largest = -kInfinity;
@@ -35,11 +34,7 @@ template <class Real> struct Side {
     }
   }
 
-  void finish() {
-    const double log_sum = __builtin_log(sum);
-    log_high = static_cast<Real>(log_sum);
-    log_low = static_cast<Real>(log_sum - log_high);
-  }
+  void finish() { log_sum = __builtin_log(sum); }
 
   // What turns the block's exponentials into probabilities; NaN for a row that is -inf throughout or holds a NaN.
   Real probability(int64_t block) const {
@@ -47,8 +42,6 @@ template <class Real> struct Side {
       return static_cast<Real>(0.0 / sum);
     return static_cast<Real>((shifts[block] == largest ? 1.0 : __builtin_exp((shifts[block] - largest) * scale)) / sum);
   }
-
-  KD_FN Real log_probability(Real x) const { return ((x - static_cast<Real>(largest)) * scale - log_low) - log_high; }
 };
 
 } // namespace KD_NAMESPACE

@@ -11,7 +11,7 @@ using kd_cpu::Softmax;
 template <class Real, bool Log> void softmax_rows(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
   const int64_t blocks = kd_cpu::blocks(call.vocab);
   Real *buffer = static_cast<Real *>(scratch), *result = buffer + kBlock, *shifts = result + kBlock;
-  Side<Real> side{&call.input, static_cast<Real>(call.inverse_temperature), shifts + blocks + kPad, shifts, 0, 0, 0, 0};
+  Side<Real> side{&call.input, static_cast<Real>(call.inverse_temperature), shifts + blocks + kPad, shifts, 0, 0, 0};
   for (int64_t row = begin; row < end; ++row) {
     const Real *x = nullptr;
     side.start();
@@ -27,10 +27,12 @@ template <class Real, bool Log> void softmax_rows(const Softmax &call, int64_t b
         x = load(call.input, row, first, count, buffer);
       const Real *e = side.exponentials + first;
       const Real share = side.probability(block);
-      const Side<Real> by_value = side;
+      // log sum in two parts: its rounding would be the same error in every column.
+      const Real shift = static_cast<Real>(side.largest), high = static_cast<Real>(side.log_sum);
+      const Real low = static_cast<Real>(side.log_sum - high), scale = side.scale;
 #pragma omp simd
       for (int64_t v = 0; v < kd_cpu::padded(count); ++v)
-        result[v] = Log ? by_value.log_probability(x[v]) : e[v] * share;
+        result[v] = Log ? ((x[v] - shift) * scale - low) - high : e[v] * share;
       store(call.output, row, first, count, result, false);
     }
   }

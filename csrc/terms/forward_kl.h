@@ -8,8 +8,8 @@ namespace KD_NAMESPACE {
 template <class Real> struct ForwardKL {
   static constexpr bool balanced = true;
   explicit ForwardKL(const Parameters &) {}
-  KD_FN Term<Real> operator()(Real log_q, Real log_p, Real q, Real p, int64_t) const {
-    return {p == 0 ? 0 : p * (log_p - log_q), q - p};
+  KD_FN Term<Real> operator()(Real log_ratio, Real q, Real p, int64_t) const {
+    return {p == 0 ? 0 : p * log_ratio, q - p};
   }
 };
 

@@ -11,12 +11,11 @@ template <class Real> struct OverMixture {
   Real log_p, log_q, m; // log(p / m), log(q / m), m
 };
 
-template <class Real> KD_FN OverMixture<Real> over_mixture(Real log_q, Real log_p, Real q, Real p, Real weight) {
+template <class Real> KD_FN OverMixture<Real> over_mixture(Real log_ratio, Real q, Real p, Real weight) {
   const bool teacher_leads = p >= q;
   const Real leading = teacher_leads ? weight : 1 - weight;
   const Real log_m = log(leading + (1 - leading) * (minimum(p, q) / maximum(q, p)));
-  const Real ratio = log_p - log_q;
-  return {teacher_leads ? -log_m : ratio - log_m, teacher_leads ? -ratio - log_m : -log_m,
+  return {teacher_leads ? -log_m : log_ratio - log_m, teacher_leads ? -log_ratio - log_m : -log_m,
           weight * p + (1 - weight) * q};
 }
 

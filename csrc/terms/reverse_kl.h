@@ -8,8 +8,8 @@ namespace KD_NAMESPACE {
 template <class Real> struct ReverseKL {
   static constexpr bool balanced = false;
   explicit ReverseKL(const Parameters &) {}
-  KD_FN Term<Real> operator()(Real log_q, Real log_p, Real q, Real, int64_t) const {
-    const Real f = q == 0 ? 0 : q * (log_q - log_p);
+  KD_FN Term<Real> operator()(Real log_ratio, Real q, Real, int64_t) const {
+    const Real f = q == 0 ? 0 : -q * log_ratio;
     return {f, f};
   }
 };

@@ -9,10 +9,10 @@ template <class Real> struct SkewReverseKL {
   static constexpr bool balanced = false;
   Real alpha;
   explicit SkewReverseKL(const Parameters &parameters) : alpha(Real(parameters.scalar)) {}
-  KD_FN Term<Real> operator()(Real log_q, Real log_p, Real q, Real p, int64_t) const {
-    const auto over = over_mixture(log_q, log_p, q, p, 1 - alpha);
+  KD_FN Term<Real> operator()(Real log_ratio, Real q, Real p, int64_t) const {
+    const auto over = over_mixture(log_ratio, q, p, 1 - alpha);
     const Real f = q == 0 ? 0 : q * over.log_q;
-    return {f, f + (q == 0 ? 0 : alpha * (1 - alpha) * q * ((p - q) / over.m))};
+    return {f, f + (over.m == 0 ? 0 : alpha * (1 - alpha) * q * ((p - q) / over.m))};
   }
 };
 

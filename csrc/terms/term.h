@@ -1,6 +1,8 @@
-// What a term is: a functor (log q, log p, q, p, column) -> (f, h) with h = df / d(log q), up to a multiple of q.
+// What a term is: a functor (log(p / q), q, p, column) -> (f, h) with h = df / d(log q), up to a multiple of q.
 //
-// q and p are the exponentials of log_q and log_p, which the schedules have anyway. `balanced` promises sum_v h_v = 0.
+// The schedules form log(p / q) before log q and log p are rounded: a divergence depends on the logarithms through it,
+// and their own rounding, alike in many columns, would be an error of some 1e-6 in the value. A NaN in q or p has to
+// reach f and h. `balanced` promises sum_v h_v = 0.
 #pragma once
 
 #include "../math.h"

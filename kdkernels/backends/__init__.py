@@ -15,6 +15,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import native, triton
 
@@ -131,11 +132,16 @@ def _fastest(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
     return "reference" if _obstacle(candidate, device, dtypes) else candidate
 
 
+def transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is active, to which a kernel would be a wall."""
+    return _in_functorch() or forward_ad._current_level >= 0
+
+
 def _obstacle(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
-    if _in_functorch():
-        return "torch.func transforms need plain differentiable PyTorch, which is backend='reference'"
+    if transformed():
+        return "torch.func and forward-mode AD need plain differentiable PyTorch, which is backend='reference'"
     backend = KERNEL_BACKENDS[name]
     return backend.unavailable() or backend.unsupported(device, dtypes)
 
 
-__all__ = ["KERNEL_BACKENDS", "NAMES", "KernelBackend", "backends", "resolve", "use_backend"]
+__all__ = ["KERNEL_BACKENDS", "NAMES", "KernelBackend", "backends", "resolve", "transformed", "use_backend"]

@@ -49,7 +49,7 @@ def divergence(
 ) -> Tensor:
     rows, vocab = student.shape
     wide = student.dtype == torch.float64 or teacher.dtype == torch.float64
-    values = torch.empty(rows, dtype=torch.float64 if wide else torch.float32)
+    values = torch.empty(rows, dtype=torch.float64 if wide else torch.float32, device=student.device)
     _C.divergence(
         _LOSSES[loss],
         _matrix(student),

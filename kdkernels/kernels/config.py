@@ -49,7 +49,7 @@ DIVERGENCE: tuple[Resident | Streaming, ...] = (
     Resident(1024, 2, 256, "as above; 1000 columns of ImageNet, whose rows are not aligned to 16 elements"),
     Resident(2048, 1, 256, "as above; from here a row alone feeds a program"),
     Resident(4096, 1, 512, "as above; two programs per SM, so that one loads while the other reduces"),
-    Resident(8192, 1, 1024, "the last power of two whose row fits: at 16384 sm_90 spills 108 bytes per thread (JS)"),
+    Resident(8192, 1, 512, "16 columns per thread: 1024 threads may use 64 registers, 8 bytes too few (skew reverse)"),
     Streaming(
         65536, 512, 4, 64,
         "at most 64 registers: two programs or more per SM overlap each other's reductions; the rows in flight on 132 "

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .divergence_row import cross_entropy_of, factors, hard_gradient, label_of, soft_gradient, value_of
-from .tile import load_logits, log_softmax, normaliser, over_columns, store_streamed, total_of
+from .divergence_row import chosen_of, factors, hard_gradient, label_of, soft_gradient, value_of
+from .tile import load_logits, log_softmax, logarithms, normaliser, over_columns, store_streamed, total_of
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -30,6 +30,13 @@ def divergence_resident(
     teacher = tensors.teacher + row * strides.teacher
     z = load_logits(student[:, None] + column, inside, "evict_first")
     t = load_logits(teacher[:, None] + column, inside, "evict_first")
+    if per_row.labels is not None:
+        label = label_of(per_row.labels, row, vocab, hard)
+        chosen = chosen_of(student, label)
+    if tensors.gradient is not None:
+        # The gradient may take the student's place, and a small tile is held by several warps at once, of which one
+        # stores. No store before all have read.
+        tl.debug_barrier()
 
     inverse_temperature = scalars.inverse_temperature
     peak = tl.max(z, axis=1)
@@ -38,16 +45,14 @@ def divergence_resident(
     teacher_row = over_columns(normaliser(teacher_peak, total_of(teacher_peak, t, inverse_temperature)))
     cross_entropy = tl.zeros((ROWS,), tl.float32)
     if per_row.labels is not None:
-        label = label_of(per_row.labels, row, vocab, hard)
         hard_row = normaliser(peak, total_of(peak, z, 1.0))
-        cross_entropy = cross_entropy_of(student, label, hard_row)
+        cross_entropy = -log_softmax(chosen, hard_row, 1.0)
 
-    log_q = log_softmax(z, student_row, inverse_temperature)
-    log_p = log_softmax(t, teacher_row, inverse_temperature)
+    log_q, log_p, log_ratio = logarithms(z, t, student_row, teacher_row, inverse_temperature)
     q = tl.exp(log_q)
     # Clamped for padding columns, because a term may index its table by column.
     known = tl.minimum(column, vocab - 1)
-    f, h = TERM(log_q, log_p, q, tl.exp(log_p), known, scalars.parameter, table)
+    f, h = TERM(log_ratio, q, tl.exp(log_p), known, scalars.parameter, table)
     tl.store(per_row.value + row, value_of(soft, tl.sum(f, axis=1), hard, cross_entropy), mask=row < rows)
     if tensors.gradient is not None:
         H = soft if BALANCED else tl.sum(h, axis=1)

@@ -78,14 +78,10 @@ def label_of(labels, row, vocab, hard):
 
 
 @triton.jit
-def cross_entropy_of(student, label, normaliser):
-    """CE at temperature 1 from the rows' pointers, NaN for a label of -1.
-
-    The label's logit is read here, before a gradient that aliases the student may overwrite it: a reduction, and so a
-    barrier, lies between this load and the first store.
-    """
-    chosen = tl.load(student + label, mask=label >= 0, other=float("nan")).to(tl.float32)
-    return -log_softmax(chosen, normaliser, 1.0)
+def chosen_of(student, label):
+    """The label's logit from the rows' pointers, NaN for a label of -1. Whoever calls this sees to a barrier between
+    it and the first store of a gradient: threads read a logit here that another thread may overwrite there."""
+    return tl.load(student + label, mask=label >= 0, other=float("nan")).to(tl.float32)
 
 
 @triton.jit

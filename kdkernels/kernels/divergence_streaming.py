@@ -8,12 +8,13 @@ that exceeds its share of L1 and L2 the part read last, which is still there, is
 import triton
 import triton.language as tl
 
-from .divergence_row import cross_entropy_of, factors, hard_gradient, label_of, soft_gradient, value_of
+from .divergence_row import chosen_of, factors, hard_gradient, label_of, soft_gradient, value_of
 from .tile import (
     LOWEST,
     lanes_of,
     load_logits,
     log_softmax,
+    logarithms,
     normaliser,
     peak_with,
     store_streamed,
@@ -65,12 +66,11 @@ def _term(student, teacher, column, vocab, normalisers, scalars, table, TERM: tl
     """(f, h, q, z) of one tile."""
     z = load_logits(student + column, column < vocab, EVICTION)
     t = load_logits(teacher + column, column < vocab, EVICTION)
-    log_q = log_softmax(z, normalisers[0], scalars.inverse_temperature)
-    log_p = log_softmax(t, normalisers[2], scalars.inverse_temperature)
+    log_q, log_p, log_ratio = logarithms(z, t, normalisers[0], normalisers[2], scalars.inverse_temperature)
     q = tl.exp(log_q)
     # Clamped for padding columns, because a term may index its table by column.
     known = tl.minimum(column, vocab - 1)
-    f, h = TERM(log_q, log_p, q, tl.exp(log_p), known, scalars.parameter, table)
+    f, h = TERM(log_ratio, q, tl.exp(log_p), known, scalars.parameter, table)
     return f, h, q, z
 
 
@@ -117,12 +117,15 @@ def _walk_row(
     if GRADIENT:
         target = tensors.gradient + row * strides.gradient
     inverse_temperature = scalars.inverse_temperature
-    found = _normalisers(student, teacher, vocab, inverse_temperature, HARD, LANES, WIDTH, CONTIGUOUS)
     label = -1
     cross_entropy = 0.0
     if HARD:
         label = label_of(per_row.labels, row, vocab, hard)
-        cross_entropy = cross_entropy_of(student, label, found[1])
+        chosen = chosen_of(student, label)
+        tl.debug_barrier()
+    found = _normalisers(student, teacher, vocab, inverse_temperature, HARD, LANES, WIDTH, CONTIGUOUS)
+    if HARD:
+        cross_entropy = -log_softmax(chosen, found[1], 1.0)
     factor = soft * inverse_temperature
 
     LAST: tl.constexpr = "evict_first" if BALANCED or not GRADIENT else "evict_last"

@@ -96,3 +96,11 @@ def over_columns(row):
 def log_softmax(z, row, inverse_temperature):
     """(z - peak) / T - log(total) for the normaliser row = (peak, high, low), whose parts broadcast against z."""
     return ((z - row[0]) * inverse_temperature - row[1]) - row[2]
+
+
+@triton.jit
+def logarithms(z, t, student, teacher, inverse_temperature):
+    """(log q, log p, log(p / q)) of a tile; the ratio from the parts, before log q and log p round."""
+    z = (z - student[0]) * inverse_temperature - student[1]
+    t = (t - teacher[0]) * inverse_temperature - teacher[1]
+    return z - student[2], t - teacher[2], (t - z) - (teacher[2] - student[2])

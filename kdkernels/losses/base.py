@@ -36,7 +36,11 @@ class Loss:
     name: ClassVar[str]
     """The spelling that every language shares: csrc/terms/<name>.h, the C++ list, the operator's argument."""
     term: ClassVar[Any]
-    """Triton: ``term(log_q, log_p, q, p, column, parameter, table) -> (f, h)`` over tiles of any one shape."""
+    """Triton: ``term(log_ratio, q, p, column, parameter, table) -> (f, h)`` over tiles of any one shape.
+
+    log_ratio is log(p / q), which the schedules form before log q and log p are rounded: a divergence depends on the
+    logarithms through it, and their own rounding, alike in many columns, would be an error of some 1e-6 in the value.
+    """
     balanced: ClassVar[bool] = False
     """True where sum_v h_v = 0 by construction, so that the gradient needs no sum of h and one walk fewer."""
 

@@ -11,8 +11,8 @@ from .base import Loss, divergence_sum, jit, tl
 
 
 @jit
-def _term(log_q, log_p, q, p, column, parameter, table):
-    return tl.where(p == 0.0, 0.0, p * (log_p - log_q)), q - p
+def _term(log_ratio, q, p, column, parameter, table):
+    return tl.where(p == 0.0, 0.0, p * log_ratio), q - p
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from .mixture import log_over_mixture
 
 
 @jit
-def _term(log_q, log_p, q, p, column, parameter, table):
-    log_p_over_m, log_q_over_m, _ = log_over_mixture(log_q, log_p, q, p, parameter)
+def _term(log_ratio, q, p, column, parameter, table):
+    log_p_over_m, log_q_over_m, _ = log_over_mixture(log_ratio, q, p, parameter)
     h = tl.where(q == 0.0, 0.0, (1.0 - parameter) * q * log_q_over_m)
     return tl.where(p == 0.0, 0.0, parameter * p * log_p_over_m) + h, h
 

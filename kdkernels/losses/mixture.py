@@ -6,7 +6,7 @@ from .base import jit, tl
 
 
 @jit
-def log_over_mixture(log_q, log_p, q, p, weight):
+def log_over_mixture(log_ratio, q, p, weight):
     """(log(p / m), log(q / m), m) for m = weight p + (1 - weight) q, exact zeros at p = q.
 
     Everything is taken relative to the larger of p and q: the logarithm's argument then lies in [weight of the larger,
@@ -18,7 +18,6 @@ def log_over_mixture(log_q, log_p, q, p, weight):
     smaller = tl.where(p < q, p, q)
     larger = tl.where(q > p, q, p)
     log_m = tl.log(leading + (1.0 - leading) * (smaller / larger))
-    ratio = log_p - log_q
-    log_p_over_m = tl.where(teacher_leads, -log_m, ratio - log_m)
-    log_q_over_m = tl.where(teacher_leads, -ratio - log_m, -log_m)
+    log_p_over_m = tl.where(teacher_leads, -log_m, log_ratio - log_m)
+    log_q_over_m = tl.where(teacher_leads, -log_ratio - log_m, -log_m)
     return log_p_over_m, log_q_over_m, weight * p + (1.0 - weight) * q

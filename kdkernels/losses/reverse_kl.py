@@ -11,8 +11,8 @@ from .base import Loss, divergence_sum, jit, tl
 
 
 @jit
-def _term(log_q, log_p, q, p, column, parameter, table):
-    f = tl.where(q == 0.0, 0.0, q * (log_q - log_p))
+def _term(log_ratio, q, p, column, parameter, table):
+    f = tl.where(q == 0.0, 0.0, -q * log_ratio)
     return f, f
 
 

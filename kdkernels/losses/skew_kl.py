@@ -12,11 +12,11 @@ from .mixture import log_over_mixture
 
 
 @jit
-def _term(log_q, log_p, q, p, column, parameter, table):
+def _term(log_ratio, q, p, column, parameter, table):
     student = 1.0 - parameter
-    log_p_over_m, _, m = log_over_mixture(log_q, log_p, q, p, parameter)
+    log_p_over_m, _, m = log_over_mixture(log_ratio, q, p, parameter)
     f = tl.where(p == 0.0, 0.0, p * log_p_over_m)
-    return f, tl.where(q == 0.0, 0.0, student * student * q * ((q - p) / m))
+    return f, tl.where(m == 0.0, 0.0, student * student * q * ((q - p) / m))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from .mixture import log_over_mixture
 
 
 @jit
-def _term(log_q, log_p, q, p, column, parameter, table):
-    _, log_q_over_m, m = log_over_mixture(log_q, log_p, q, p, 1.0 - parameter)
+def _term(log_ratio, q, p, column, parameter, table):
+    _, log_q_over_m, m = log_over_mixture(log_ratio, q, p, 1.0 - parameter)
     f = tl.where(q == 0.0, 0.0, q * log_q_over_m)
-    return f, f + tl.where(q == 0.0, 0.0, parameter * (1.0 - parameter) * q * ((p - q) / m))
+    return f, f + tl.where(m == 0.0, 0.0, parameter * (1.0 - parameter) * q * ((p - q) / m))
 
 
 @dataclass(frozen=True)

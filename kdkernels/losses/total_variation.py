@@ -12,10 +12,11 @@ from .base import Loss, jit, tl
 
 
 @jit
-def _term(log_q, log_p, q, p, column, parameter, table):
-    difference = q - p
-    sign = tl.where(difference > 0.0, 1.0, tl.where(difference < 0.0, -1.0, 0.0))
-    return 0.5 * tl.abs(difference), 0.5 * q * sign
+def _term(log_ratio, q, p, column, parameter, table):
+    # The last branch is 0 at equality and keeps a NaN. (A difference q - p may be fused with the products that made q
+    # and p, and is then not 0 there.)
+    half = tl.where(q > p, 0.5, tl.where(q < p, -0.5, 0.0 * (q + p)))
+    return half * (q - p), half * q
 
 
 @dataclass(frozen=True)

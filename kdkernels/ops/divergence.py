@@ -7,6 +7,7 @@ operator is used: opaque, with a fake implementation, and a backward in plain Py
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -91,7 +92,7 @@ def _divergence(student: Tensor, call: Call, gradient: Tensor | None, backend: s
 
 def _piecewise(student: Tensor, call: Call, gradient: Tensor | None, backend: str) -> Tensor:
     """The row values of logits such as ``logits[:, :-1]``, whose rows no single stride describes, without a copy."""
-    rows = student.shape[1:-1].numel()
+    rows = math.prod(student.shape[1:-1])
     values = []
     for index in range(student.shape[0]):
         piece = slice(index * rows, (index + 1) * rows)
@@ -119,8 +120,8 @@ class _Divergence(Function):
         if ctx.deferred:
             gradient = student.new_empty(0)
             values = _divergence(student, call, None, backend)
-            ctx.save_for_backward(student, *(call[:_CALL_TENSORS]))
-            ctx.rest = call[_CALL_TENSORS:]
+            ctx.call = call
+            ctx.save_for_backward(student, *(each for each in call[:_CALL_TENSORS] if _followed(each)))
             return values, gradient
         # `.data` and not `.detach()`: _Overwritten is about to move the version that an alias would share.
         gradient = student.data if inplace else empty_gradient(student)
@@ -135,14 +136,15 @@ class _Divergence(Function):
     def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple:
         if upstream is None:
             return None, None, None, None
-        if ctx.inplace and not ctx.deferred and ctx.logits._version != ctx.version:
-            raise RuntimeError(
-                "kdkernels: the buffer that inplace=True gave to the gradient was modified before backward"
-            )
+        saved = ctx.saved_tensors[0]  # first: over a graph that was freed this raises autograd's own message
+        if ctx.inplace and not ctx.deferred:
+            if ctx.logits._version != ctx.version:
+                raise RuntimeError("kdkernels: the buffer that inplace=True gave to the gradient was modified")
+            ctx.logits = ctx.logits if graph_is_kept() else None
         if torch.is_grad_enabled():  # create_graph=True
             with torch.no_grad():
                 gradient = _eager_gradient(ctx, upstream)
-            return once(gradient, ctx.saved_tensors[0]), None, None, None
+            return once(gradient, saved), None, None, None
         return _eager_gradient(ctx, upstream), None, None, None
 
 
@@ -162,9 +164,12 @@ class _Overwritten(Function):
 def _eager_gradient(ctx: Any, upstream: Tensor) -> Tensor:
     kept = graph_is_kept()
     if ctx.deferred:
-        student, *tensors = ctx.saved_tensors
-        gradient = student.detach() if ctx.inplace and not kept else empty_gradient(student)
-        _divergence(student, _upstream_first(Call(*tensors, *ctx.rest), student, upstream), gradient, ctx.backend)
+        student = ctx.saved_tensors[0]
+        overwrite = ctx.inplace and not kept
+        gradient = student.detach() if overwrite else empty_gradient(student)
+        _divergence(student, _upstream_first(ctx.call, student, upstream), gradient, ctx.backend)
+        if overwrite:
+            torch.autograd.graph.increment_version(student)  # whoever else saved these logits must not read them
         return gradient
     gradient = ctx.saved_tensors[0].detach()
     # Whoever keeps the graph may walk it again and may write into what it got: the saved gradient stays as it is.
@@ -175,9 +180,14 @@ def _eager_gradient(ctx: Any, upstream: Tensor) -> Tensor:
     return gradient
 
 
+def _followed(tensor: Tensor | None) -> bool:
+    """Whether autograd can watch over a tensor that a deferred gradient will read: not over an inference tensor."""
+    return tensor is not None and not tensor.is_inference()
+
+
 def _upstream_first(call: Call, student: Tensor, upstream: Tensor) -> Call:
     """The call with the upstream gradient multiplied into its row weights."""
-    factor = upstream.reshape(-1).expand(student.shape[:-1].numel())
+    factor = upstream.reshape(-1).expand(math.prod(student.shape[:-1]))
     soft, hard = (factor if weight is None else weight * factor for weight in (call.soft_weight, call.hard_weight))
     return call._replace(soft_weight=soft, hard_weight=hard)
 

@@ -16,8 +16,10 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def traced(*tensors: Tensor) -> bool:
-    """Whether something other than plain eager PyTorch is looking: a compiler, an exporter, a tensor subclass."""
-    return torch.compiler.is_compiling() or any(type(tensor) not in _PLAIN for tensor in tensors)
+    """Whether something other than plain eager PyTorch is looking: a compiler, a tracer, a tensor subclass."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state():
+        return True
+    return any(type(tensor) not in _PLAIN for tensor in tensors)
 
 
 def as_rows(tensor: Tensor, vocab: int) -> Tensor:
