@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .losses import Loss
+from .rows import separate
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
 _SMALLEST_TEMPERATURE = 1e-37  # it and its reciprocal are normal float32 numbers
@@ -135,7 +136,7 @@ def inplace(student: Tensor) -> None:
     root = student._base if student._is_view() else student
     if root.requires_grad and root.is_leaf and torch.is_grad_enabled():
         raise ValueError("inplace=True needs logits that some operation computed, got a leaf that requires grad")
-    if not _rows_in_memory(student):
+    if not separate(student):
         shape, strides = tuple(student.shape), tuple(student.stride())
         raise ValueError(
             "inplace=True needs rows that are contiguous, do not overlap and are evenly spaced in memory, "
@@ -147,17 +148,6 @@ def inplace(student: Tensor) -> None:
             "inplace=True cannot take a view that autograd does not follow (from chunk, split, unbind, a custom "
             "Function, or made under no_grad): pass the tensor that it is a view of, or a clone"
         )
-
-
-def _rows_in_memory(student: Tensor) -> bool:
-    if student.is_contiguous():
-        return True
-    *outer, columns = zip(student.shape, student.stride(), strict=True)
-    outer = [(size, stride) for size, stride in outer if size != 1]
-    if columns[0] > 1 and columns[1] != 1:
-        return False
-    even = all(here[1] == below[0] * below[1] for here, below in zip(outer, outer[1:], strict=False))
-    return even and (not outer or outer[-1][1] >= columns[0])
 
 
 def _per_row(name: str, value: object, student: Tensor) -> None:

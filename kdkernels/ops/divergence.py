@@ -16,18 +16,8 @@ from torch.autograd import Function
 
 from ..backends import KERNEL_BACKENDS
 from ..backends.reference import accumulation_dtype
-from .shared import (
-    as_rows,
-    contiguous,
-    empty_gradient,
-    graph_is_kept,
-    in_tensor,
-    once,
-    register,
-    traced,
-    uneven,
-    written_rows,
-)
+from ..rows import as_rows, uneven, written_rows
+from .shared import contiguous, empty_gradient, graph_is_kept, in_tensor, once, register, traced
 
 
 class Scalars(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the operators share: rows as two dimensions, who is tracing, what autograd tells, and the missing derivative."""
+"""What the operators share: who is tracing, what autograd tells, the missing derivative, and registration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch.autograd import Function
 
 _LIBRARY = torch.library.Library("kdkernels", "DEF")
 _DEVICES = ("CPU", "CUDA", "XPU")
-_WORTH_A_CALL = 1 << 15  # elements: fewer are copied in less time than a call takes to start
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -20,34 +19,6 @@ def traced(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state():
         return True
     return any(type(tensor) not in _PLAIN for tensor in tensors)
-
-
-def as_rows(tensor: Tensor, vocab: int) -> Tensor:
-    """(..., columns) as (rows, vocab) with unit last stride: a view wherever one exists."""
-    columns = tensor.shape[-1]
-    if tensor.stride(-1) != 1 and columns > 1:
-        tensor = tensor.contiguous()
-    if tensor.dim() != 2:
-        tensor = tensor.reshape(-1, columns) if tensor.numel() else tensor.new_empty(0, columns)
-    return tensor if vocab == columns else tensor[:, :vocab]
-
-
-def uneven(tensor: Tensor) -> bool:
-    """Whether rows lie in memory in several evenly spaced runs, each long enough to be worth a call of its own."""
-    if tensor.dim() < 3 or tensor.is_contiguous() or tensor.stride(-1) != 1:
-        return False
-    outer = [(size, stride) for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if size != 1]
-    even = all(here[1] == below[0] * below[1] for here, below in zip(outer, outer[1:], strict=False))
-    return not even and tensor[0].numel() >= _WORTH_A_CALL
-
-
-def written_rows(gradient: Tensor, vocab: int) -> Tensor:
-    """A gradient to fill, as (rows, vocab); its columns beyond the vocabulary become zero here."""
-    rows = gradient if gradient.dim() == 2 else gradient.view(-1, gradient.shape[-1])
-    if vocab == rows.shape[1]:
-        return rows
-    rows[:, vocab:].zero_()
-    return rows[:, :vocab]
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:

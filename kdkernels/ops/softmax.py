@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..backends import KERNEL_BACKENDS
-from .shared import as_rows, empty_gradient, in_tensor, once, register, traced
+from ..rows import as_rows
+from .shared import empty_gradient, in_tensor, once, register, traced
 
 
 def softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Tensor:
