@@ -171,3 +171,33 @@ def test_a_nan_logit_spoils_its_softmax_row_only(target):
     for function in (kd.softmax, kd.log_softmax):
         assert function(z, backend=target.backend).isnan().all(-1).tolist() == [False, True, False]
         assert function(z, backend=target.backend).isnan().any(-1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "empty first", "one late peak"])
+@pytest.mark.parametrize("temperature", [1.0, 0.05, 20.0])
+def test_where_in_a_long_row_its_largest_logit_lies_does_not_matter(target, order, temperature):
+    """A walk in blocks keeps a running reference for its exponentials: every way in which it has to move."""
+    vocab = 5000
+    ramp = torch.linspace(-200.0, 200.0, vocab)
+    student = {
+        "rising": ramp,
+        "falling": ramp.flip(0),
+        "empty first": torch.where(torch.arange(vocab) < 3000, -torch.inf, ramp),
+        "one late peak": torch.where(torch.arange(vocab) == 4500, 300.0, 0.0),
+    }[order].repeat(2, 1)
+    teacher = student.roll(7, 1) if order != "empty first" else student + torch.sin(torch.arange(vocab) * 1.0)
+    labels = torch.tensor([4500, 4999])
+    for function in (
+        lambda z, t, backend: kd.distillation(z, t, labels.to(z.device), temperature=temperature, backend=backend),
+        lambda z, t, backend: kd.divergence(z, t, kd.JensenShannon(0.3), temperature=temperature, backend=backend),
+    ):
+        z = student.to(target.device, copy=True).requires_grad_()
+        exact = student.double().requires_grad_()
+        value = function(z, teacher.to(target.device), target.backend)
+        answer = function(exact, teacher.double(), "reference")
+        value.backward()
+        answer.backward()
+        # T^2 multiplies the rounding of float32 logarithms, in PyTorch's own composition too.
+        room = 1.0 + temperature**2
+        torch.testing.assert_close(value.cpu().double(), answer.detach(), rtol=2e-5, atol=1e-6 * room)
+        torch.testing.assert_close(z.grad.cpu().double(), exact.grad, rtol=2e-4, atol=1e-7 * room)

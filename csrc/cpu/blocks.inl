@@ -144,17 +144,20 @@ template <class Real> static Real largest(const Real *x, int64_t count) {
   return result;
 }
 
-// exponentials[v] = e^((x[v] - shift) scale); returns their sum.
+// exponentials[v] = e^((x[v] - shift) scale); returns their sum, and in `top` the largest x.
 template <class Real>
-static Real exponentiate(const Real *x, int64_t count, Real shift, Real scale, Real *__restrict exponentials) {
+static Real exponentiate(const Real *x, int64_t count, Real shift, Real scale, Real *__restrict exponentials,
+                         Real &top) {
   const ScaledExp<Real> scaled_exp(scale);
-  Real sum = 0;
-#pragma omp simd reduction(+ : sum)
+  Real sum = 0, most = -kInfinity;
+#pragma omp simd reduction(+ : sum) reduction(max : most)
   for (int64_t v = 0; v < count; ++v) {
     const Real e = scaled_exp(x[v] - shift);
+    most = maximum(x[v], most);
     exponentials[v] = e;
     sum += e;
   }
+  top = most;
   return sum;
 }
 

@@ -38,9 +38,9 @@ template <class Real> struct Walk {
     const int64_t width = kd_cpu::padded(call.vocab), blocks = kd_cpu::blocks(call.vocab) + kPad / 2;
     Real *next = static_cast<Real *>(scratch);
     const Real scale = static_cast<Real>(call.inverse_temperature);
-    student = {&call.student, scale, next, next + 3 * width + 4 * kBlock, 0, 0, 0};
-    teacher = {&call.teacher, scale, next + width, student.shifts + blocks, 0, 0, 0};
-    hard = {&call.student, 1, next + 2 * width, student.shifts, 0, 0, 0};
+    student = {&call.student, scale, next, next + 3 * width + 4 * kBlock, 0, 0, 0, 0};
+    teacher = {&call.teacher, scale, next + width, student.bases + blocks, 0, 0, 0, 0};
+    hard = {&call.student, 1, next + 2 * width, teacher.bases + blocks, 0, 0, 0, 0};
     student_block = next + 3 * width;
     teacher_block = student_block + kBlock;
     gradient_block = teacher_block + kBlock;

@@ -63,9 +63,9 @@ inline int64_t block_width(int64_t vocab, int64_t block) {
   return left < kBlock ? left : kBlock;
 }
 inline int64_t blocks(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
-// Three rows of exponentials, four block buffers, and the two maxima of every block.
+// Three rows of exponentials, four block buffers, and the three bases of every block.
 inline int64_t scratch_bytes(int64_t vocab, bool wide) {
-  return (3 * padded(vocab) + 4 * kBlock + 2 * (blocks(vocab) + kPad)) * (wide ? 8 : 4);
+  return (3 * padded(vocab) + 4 * kBlock + 3 * (blocks(vocab) + kPad)) * (wide ? 8 : 4);
 }
 
 extern const Kernels kBaseline;

@@ -10,8 +10,8 @@ using kd_cpu::Softmax;
 
 template <class Real, bool Log> void softmax_rows(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
   const int64_t blocks = kd_cpu::blocks(call.vocab);
-  Real *buffer = static_cast<Real *>(scratch), *result = buffer + kBlock, *shifts = result + kBlock;
-  Side<Real> side{&call.input, static_cast<Real>(call.inverse_temperature), shifts + blocks + kPad, shifts, 0, 0, 0};
+  Real *buffer = static_cast<Real *>(scratch), *result = buffer + kBlock, *bases = result + kBlock;
+  Side<Real> side{&call.input, static_cast<Real>(call.inverse_temperature), bases + blocks + kPad, bases, 0, 0, 0, 0};
   for (int64_t row = begin; row < end; ++row) {
     const Real *x = nullptr;
     side.start();
