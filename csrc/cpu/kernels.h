@@ -7,9 +7,9 @@ namespace kd_cpu {
 
 enum class DType : int { float32, float16, bfloat16, float64 };
 
-// A (rows, vocab) matrix whose rows are contiguous. Strides in elements.
 inline int64_t item_bytes(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
+// A (rows, vocab) matrix whose rows are contiguous. Strides in elements.
 struct Matrix {
   void *data;
   int64_t stride;
