@@ -11,7 +11,9 @@
 
 #ifdef __CUDACC__
 #define KD_FN __host__ __device__ __forceinline__
+#define KD_UNROLL _Pragma("unroll")
 #else
+#define KD_UNROLL _Pragma("GCC unroll 8")
 #define KD_FN inline __attribute__((always_inline))
 #endif
 
@@ -27,6 +29,11 @@ template <class To, class From> KD_FN To bit_cast(From value) {
 // 2^x for x <= 127, relative error below 1.5e-7; 0 below the smallest normal number (x < -126), 2^-inf = 0, NaN stays
 // NaN. The fraction is a polynomial fitted on [-1/2, 1/2] (its own error 4e-9), the power of two an integer add.
 KD_FN float exp2(float x) {
+#ifdef __CUDA_ARCH__
+  float result; // one instruction with the same properties
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
   constexpr float to_integer = 12582912.f; // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   const float shifted = x + to_integer;
   const float r = x - (shifted - to_integer);
@@ -39,6 +46,7 @@ KD_FN float exp2(float x) {
   fraction = fraction * r + 1.f;
   const float power = bit_cast<float>((bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);
   return x < -126.f ? 0.f : fraction * power; // a product and not an integer add: a NaN's payload would leak into it
+#endif
 }
 
 // log x for normal x > 0, absolute error below 1e-7 * max(1, |log x|); NaN stays NaN. Other arguments: unspecified.
@@ -67,14 +75,25 @@ KD_FN double log(double x) { return __builtin_log(x); }
 template <class Real> struct ScaledExp;
 template <> struct ScaledExp<float> {
   float factor;
-  explicit ScaledExp(double scale) : factor(static_cast<float>(scale * 1.4426950408889634)) {}
+  KD_FN explicit ScaledExp(double scale) : factor(static_cast<float>(scale * 1.4426950408889634)) {}
   KD_FN float operator()(float y) const { return exp2(y * factor); }
 };
 template <> struct ScaledExp<double> {
   double factor;
-  explicit ScaledExp(double scale) : factor(scale) {}
+  KD_FN explicit ScaledExp(double scale) : factor(scale) {}
   KD_FN double operator()(double y) const { return __builtin_exp(y * factor); }
 };
+
+// a b rounded before anything is added to it: fused with the sum, p - p would not be 0 where p is a product.
+template <class Real> KD_FN Real rounded_product(Real a, Real b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#elif defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+  return __builtin_assoc_barrier(a * b);
+#else
+  return a * b; // clang fuses within an expression only
+#endif
+}
 
 template <class Real> KD_FN Real minimum(Real a, Real b) { return a < b ? a : b; }
 template <class Real> KD_FN Real maximum(Real a, Real b) { return a > b ? a : b; }

@@ -2,11 +2,13 @@
 
 from .api import distillation, divergence, log_softmax, softmax
 from .backends import backends, use_backend
+from .distances import trilateral_distances
 from .losses import (
     LOSSES,
     ForwardKL,
     JensenShannon,
     Loss,
+    Perturbed,
     ReverseKL,
     SkewKL,
     SkewReverseKL,
@@ -23,6 +25,7 @@ __all__ = [
     "ForwardKL",
     "JensenShannon",
     "Loss",
+    "Perturbed",
     "ReverseKL",
     "SkewKL",
     "SkewReverseKL",
@@ -33,5 +36,6 @@ __all__ = [
     "divergence",
     "log_softmax",
     "softmax",
+    "trilateral_distances",
     "use_backend",
 ]

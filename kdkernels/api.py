@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
-from .backends import reference, resolve, transformed
+from .backends import reference, resolve
 from .losses import ForwardKL, Loss
 
 _FORWARD_KL = ForwardKL()
@@ -67,6 +67,8 @@ def divergence(
             gradient of the others is 0.
         inplace: let the gradient take the student's buffer. The logits are lost; autograd is told, and a later
             differentiable use of them raises. Eager mode only: ``torch.compile`` plans memory itself and ignores it.
+            Not for a slice such as ``logits[:, :-1]``: shift the labels instead, ``F.pad(labels[:, 1:], (0, 1),
+            value=-100)``, which also spares the second gradient that the slice's own backward makes.
         backend: "auto", or one of ``kd.backends()``; one that was named and cannot run raises.
 
     Returns:
@@ -113,7 +115,8 @@ def distillation(
 
     Args:
         labels: int64 (...), in [0, vocab) or ``ignore_index``. A row that is ignored counts in neither term, as if
-            masked. On a CPU a label outside raises; on a GPU its row becomes NaN (to raise would wait for the device).
+            masked. On a CPU a label outside raises; on a GPU its row becomes NaN (to raise would
+            wait for the device), and so it does under a tracer.
         alpha: share of the divergence: a number in [0, 1], or one value per row (...); must not require grad.
         student, teacher, loss, temperature, tau_squared, mask, weight, reduction, normalizer, vocab_size, inplace,
             backend, conventions and errors: as for `divergence`.
@@ -199,7 +202,10 @@ def _row_weights(student, teacher, counted, weight, reduction, normalizer) -> tu
     if not isinstance(divisor, Tensor):
         return weights, 1.0 / divisor
     share = divisor.to(student.device, compute, non_blocking=True).reciprocal()
-    return (share.expand(rows) if weights is None else weights * share), 1.0
+    if weights is None:
+        return share.expand(rows), 1.0
+    # A count of tokens may be 0 where every row is masked: 0 times infinity would be NaN.
+    return torch.where(weights == 0, 0.0, weights * share), 1.0
 
 
 def _split(weights: Tensor | None, alpha: float | Tensor, scale: float, student: Tensor, teacher: Tensor) -> _Rows:
@@ -214,9 +220,7 @@ def _split(weights: Tensor | None, alpha: float | Tensor, scale: float, student:
 
 def _counted_labels(labels: Tensor, mask: Tensor | None, vocab: int, ignore_index: int) -> Tensor | None:
     """Which rows count, (rows,) bool, or None where it is known without asking a device that all of them do."""
-    looked_at = labels.device.type == "cpu" and not torch.compiler.is_compiling() and type(labels) is Tensor
-    looked_at = looked_at and not transformed()
-    if looked_at and mask is None and labels.numel():
+    if mask is None and labels.numel() and checks.readable(labels):
         least, largest = torch.aminmax(labels)
         low, high = int(least), int(largest)
         if low >= 0 and high < vocab and not low <= ignore_index <= high:
@@ -224,8 +228,7 @@ def _counted_labels(labels: Tensor, mask: Tensor | None, vocab: int, ignore_inde
     counted = labels != ignore_index
     if mask is not None:
         counted = counted & mask.reshape(-1)
-    if looked_at:
-        checks.label_range(labels, counted, vocab, ignore_index)
+    checks.label_range(labels, counted, vocab, ignore_index)
     return counted
 
 
@@ -241,11 +244,12 @@ def _evaluate(
     inplace: bool,
     backend: str,
 ) -> Tensor:
+    table = checks.loss_fits(loss, student, teacher, vocab)
     name = resolve(backend, student.device, (student.dtype, teacher.dtype))
     if name != "reference":
         scalars = ops.Scalars(loss.parameter(), temperature, rows.soft_scale, rows.hard_scale)
         weights = (rows.soft_weight, rows.hard_weight)
-        call = ops.Call(teacher, labels, *weights, loss.table(), scalars, loss.name, vocab, reduction != "none")
+        call = ops.Call(teacher, labels, *weights, table, scalars, loss.name, vocab, reduction != "none")
         return ops.divergence(student, call, inplace, name)
     student2d, teacher2d = (tensor[..., :vocab].reshape(-1, vocab) for tensor in (student, teacher))
     values = reference.divergence(student2d, teacher2d, labels, *rows, loss=loss, temperature=temperature)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from .backends import traced, transformed
+from .backends.reference import accumulation_dtype
 from .losses import Loss
 from .rows import separate
 
@@ -58,6 +60,35 @@ def loss(value: object) -> None:
     if not isinstance(value, Loss):
         hint = ", an instance and not the class" if isinstance(value, type) else ""
         raise TypeError(f"loss must be a kdkernels loss such as ForwardKL(){hint}, got {value!r}")
+
+
+def loss_fits(value: Loss, student: Tensor, teacher: Tensor, vocab: int) -> Tensor | None:
+    """Check a loss's table of parameters against the logits; the table in the dtype of their arithmetic."""
+    if value.classes not in (None, vocab):
+        raise ValueError(
+            f"{type(value).__name__}'s coefficients must have one row per class, {vocab} of them, got {value.classes}"
+        )
+    table = value.table(accumulation_dtype(student, teacher))
+    if table is not None and table.device != student.device:
+        raise ValueError(
+            f"{type(value).__name__}'s coefficients must be on the student's device {student.device}, got "
+            f"{table.device}"
+        )
+    return table
+
+
+def class_mean(value: object, student: Tensor, vocab: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"class_mean must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"class_mean must be float32, float16, bfloat16 or float64, got {value.dtype}")
+    if tuple(value.shape) != (vocab, vocab):
+        raise ValueError(f"class_mean must have shape (C, C) = {(vocab, vocab)}, got {tuple(value.shape)}")
+    if value.device != student.device:
+        raise ValueError(f"class_mean must be on the student's device {student.device}, got {value.device}")
+    _constant("class_mean", value)
 
 
 def temperature(value: object) -> None:
@@ -123,8 +154,15 @@ def labels(value: Tensor, student: Tensor) -> None:
         raise TypeError(f"labels must be integers (int64), got {value.dtype}")
 
 
+def readable(value: Tensor) -> bool:
+    """Whether a tensor's values may be looked at: on a device that would wait for it, and a tracer has none."""
+    return value.device.type == "cpu" and not traced(value) and not transformed()
+
+
 def label_range(value: Tensor, counted: Tensor, vocab: int, ignore_index: int) -> None:
-    """Raise where a counted row's label is no class. For CPU tensors only: on a device this would wait for it."""
+    """Raise where a counted row's label is no class, if the labels can be read."""
+    if not readable(value):
+        return
     wrong = counted & ((value < 0) | (value >= vocab))
     if bool(wrong.any()):
         first = int(value[wrong][0])

@@ -18,13 +18,15 @@ from triton.runtime import interpreter
 
 from kdkernels.backends import triton as backend
 from kdkernels.kernels import config
-from kdkernels.losses import LOSSES
+from kdkernels.losses import LOSSES, Perturbed
 
 warnings.filterwarnings("ignore", category=RuntimeWarning)  # NumPy's remarks on inf - inf, which is what is tested
 INF, NAN = math.inf, math.nan
 VOCABS = (1, 2, 7, 100, 1000, 1271)
 OTHER_PARAMETER = {"jensen_shannon": {"beta": 0.1}, "skew_kl": {"alpha": 0.7}, "skew_reverse_kl": {"alpha": 0.7}}
-EXAMPLES = [loss() for loss in LOSSES.values()] + [LOSSES[name](**fields) for name, fields in OTHER_PARAMETER.items()]
+EXAMPLES = [loss() for loss in LOSSES.values() if loss is not Perturbed]
+EXAMPLES += [LOSSES[name](**fields) for name, fields in OTHER_PARAMETER.items()]
+EXAMPLES.append(Perturbed(torch.tensor([0.5, -0.2, 0.3, 0.1, -0.1])))
 EPSILON = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 _patched: set[str] = set()
@@ -54,8 +56,9 @@ def nan_filled_memory():
 def form(request, monkeypatch):
     if request.param == "streaming":
         table = (config.Streaming(config.UNBOUNDED, 32, 4, 64, "small tiles"),)
-        for name in ("DIVERGENCE", "SOFTMAX", "SOFTMAX_BACKWARD"):
+        for name in ("DIVERGENCE", "DIVERGENCE_PER_CLASS", "SOFTMAX", "SOFTMAX_BACKWARD", "TRILATERAL"):
             monkeypatch.setattr(config, name, table)
+        monkeypatch.setattr(config, "TRILATERAL_BACKWARD", config.Tiled(128, 2, 64, "small tiles, several programs"))
     return request.param
 
 
@@ -82,7 +85,7 @@ def run(loss, student, teacher, gradient, labels=None, soft=None, hard=None, tem
         gradient,
         loss=loss.name,
         parameter=loss.parameter(),
-        table=loss.table(),
+        table=loss.table(torch.float32),
         temperature=temperature,
         soft_scale=scales[0],
         hard_scale=scales[1],

@@ -1,6 +1,7 @@
 """Compile exactly what the Triton backend would launch, for a GPU that is not here, and read what the compiler used.
 
     python python_tests/_triton_offline.py sm_90 jensen_shannon 32000 bfloat16
+    python python_tests/_triton_offline.py sm_90 trilateral 32000 bfloat16
 
 prints, for each launch, the registers per thread, the bytes of stack (a spill takes stack), the scalar and vector
 registers that AMD's compiler spilled and the bytes of shared memory per program.
@@ -9,6 +10,7 @@ registers that AMD's compiler spilled and the bytes of shared memory per program
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import subprocess
 import sys
@@ -24,8 +26,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+from kdkernels.backends import STATISTICS
 from kdkernels.backends import triton as backend
-from kdkernels.losses import LOSSES
+from kdkernels.losses import LOSSES, Loss, Perturbed
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -100,35 +103,68 @@ def _cubin_usage(cubin: bytes) -> tuple[int, int, int]:
     return found["REG"], found["STACK"], found["LOCAL"]
 
 
+def example(name: str) -> Loss:
+    """The loss by name, with parameters where it does not stand without."""
+    return Perturbed(torch.full((5,), 0.5)) if name == Perturbed.name else LOSSES[name]()
+
+
 def launch_divergence(
-    loss: str, vocab: int, student: torch.dtype, teacher: torch.dtype, *, gradient: bool, labels: bool
+    loss: Loss, vocab: int, student: torch.dtype, teacher: torch.dtype, *, gradient: bool, labels: bool
 ) -> None:
     """What `divergence` launches for 64 rows of this length; meta tensors have addresses that are aligned."""
-    logits = torch.empty(64, vocab, dtype=student, device="meta")
-    weight = torch.empty(64, device="meta")
+    logits = _meta(64, vocab, dtype=student)
+    table = loss.table(torch.float32)
     backend.divergence(
         logits,
-        torch.empty(64, vocab, dtype=teacher, device="meta"),
-        torch.empty(64, dtype=torch.int64, device="meta") if labels else None,
-        weight,
-        weight if labels else None,
+        _meta(64, vocab, dtype=teacher),
+        _meta(64, dtype=torch.int64) if labels else None,
+        _meta(64),
+        _meta(64) if labels else None,
         torch.empty_like(logits) if gradient else None,
-        loss=loss,
-        parameter=LOSSES[loss]().parameter(),
-        table=LOSSES[loss]().table(),
+        loss=loss.name,
+        parameter=loss.parameter(),
+        table=None if table is None else table.to("meta"),
         temperature=2.0,
         soft_scale=0.9,
         hard_scale=0.1,
     )
 
 
-def main(target: str, loss: str, vocab: str, dtype: str = "bfloat16") -> None:
-    kind = getattr(torch, dtype)
-    for labels in (False, True):
-        for gradient in (False, True):
-            with compiling_for(target) as compiled:
-                launch_divergence(loss, int(vocab), kind, kind, gradient=gradient, labels=labels)
-            print(f"gradient={gradient!s:5} labels={labels!s:5}", usage(compiled[0]))
+def launch_trilateral(
+    vocab: int, student: torch.dtype, teacher: torch.dtype, mean: torch.dtype | None, *, squared: bool, gradient: bool
+) -> None:
+    """What `trilateral` launches for 64 rows of this length and, where a gradient is wanted, its backward."""
+    logits = _meta(64, vocab, dtype=student)
+    arguments = (
+        logits,
+        _meta(64, vocab, dtype=teacher),
+        _meta(64, dtype=torch.int64),
+        None if mean is None else _meta(vocab, vocab, dtype=mean),
+        _meta(64, STATISTICS) if gradient else None,
+    )
+    distances = backend.trilateral(*arguments, squared=squared, ignore_index=-100)
+    if gradient:
+        upstream, target = torch.empty_like(distances), torch.empty_like(logits)
+        backend.trilateral_backward(*arguments, distances, upstream, target, squared=squared, ignore_index=-100)
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def main(target: str, name: str, vocab: str, dtype: str = "bfloat16") -> None:
+    length, kind = int(vocab), getattr(torch, dtype)
+    for first, second in itertools.product((False, True), (False, True)):
+        with compiling_for(target) as compiled:
+            if name == "trilateral":
+                mean = torch.float32 if first else None
+                launch_trilateral(length, kind, kind, mean, squared=False, gradient=second)
+                print(f"class_mean={first!s:5} gradient={second!s:5}")
+            else:
+                launch_divergence(example(name), length, kind, kind, gradient=second, labels=first)
+                print(f"labels={first!s:5} gradient={second!s:5}")
+        for kernel in compiled:
+            print("   ", usage(kernel))
 
 
 if __name__ == "__main__":

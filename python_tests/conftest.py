@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from cases import on
 
 import kdkernels as kd
 
@@ -55,6 +56,15 @@ TARGETS = [
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "usual_memory: leave torch.empty uninitialised (compilers and memory counts)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """A loss that is a test's parameter was made on the CPU: its coefficients go to the device of the test."""
+    given = pyfuncitem.funcargs
+    place = next((given[name] for name in ("target", "where", "kernel") if name in given), None)
+    if isinstance(place, Target) and "loss" in given:
+        given["loss"] = on(place.device, given["loss"])
 
 
 @pytest.fixture(params=WHERE, ids=str)

@@ -67,6 +67,13 @@ def _skew_reverse_kl(q, p, log_q, log_p, alpha):
     return f, f + torch.where(m == 0, 0.0, q - alpha * q * q / m)
 
 
+def _perturbed(q, p, log_q, log_p, coefficients):
+    orders, distance = range(1, coefficients.shape[-1] + 1), -torch.expm1(log_q)
+    series = sum(coefficients[..., m - 1] * distance**m for m in orders)
+    slope = sum(m * coefficients[..., m - 1] * distance ** (m - 1) for m in orders)
+    return times_log(p, log_p, log_q) + p * series, -p * (1 + q * slope)
+
+
 # (f, h = df / d log q) of every loss, from its formula: the value is sum f, the gradient (h - q sum h) / T.
 TERMS: dict[str, Callable] = {
     "forward_kl": _forward_kl,
@@ -75,21 +82,33 @@ TERMS: dict[str, Callable] = {
     "total_variation": _total_variation,
     "skew_kl": _skew_kl,
     "skew_reverse_kl": _skew_reverse_kl,
+    "perturbed": _perturbed,
 }
 
-# Instances that the tests use beside the default one: the parameter small, and large.
+# Instances that the tests use beside the default one: the parameter small, and large; for the perturbed series the
+# fewest and the most orders, values in the paper's range [-1, 10] and of both signs. cases.py has those per class.
 EXAMPLES: dict[str, tuple[kd.Loss, ...]] = {
     "jensen_shannon": (kd.JensenShannon(beta=0.1), kd.JensenShannon(beta=0.9)),
     "skew_kl": (kd.SkewKL(alpha=0.01), kd.SkewKL(alpha=0.5)),
     "skew_reverse_kl": (kd.SkewReverseKL(alpha=0.01), kd.SkewReverseKL(alpha=0.5)),
+    "perturbed": (
+        kd.Perturbed(torch.tensor([0.5])),
+        kd.Perturbed(torch.tensor([7.0, -0.5, 9.5, -0.2, 4.0])),
+        kd.Perturbed(torch.tensor([-1.0, 10.0, 0.3, -0.25, 1.0, -0.125, 3.0, 2.0])),
+    ),
 }
+
+
+def parameter(loss: kd.Loss) -> Tensor | float:
+    """What a loss's term depends on: a number, or the coefficients (M,) or (vocab, M) in float64."""
+    return loss.coefficients.double().cpu() if isinstance(loss, kd.Perturbed) else loss.parameter()
 
 
 def divergence(loss: kd.Loss, student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Answer:
     """T^2 D(softmax(teacher / T), softmax(student / T)) per row, and its gradient in the student logits."""
     log_q, log_p = ((logits.double() / temperature).log_softmax(-1) for logits in (student, teacher))
     q, p = log_q.exp(), log_p.exp()
-    f, h = TERMS[loss.name](q, p, log_q, log_p, loss.parameter())
+    f, h = TERMS[loss.name](q, p, log_q, log_p, parameter(loss))
     # ForwardKL: h = -p, so H = -1 exactly, also where q = 0 < p makes the value infinite.
     gradient = q - p if loss.name == "forward_kl" else h - q * h.sum(-1, keepdim=True)
     slack = 0.0
@@ -126,22 +145,30 @@ def eager(
     compute = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     leaf = student.detach().clone().requires_grad_()
     log_q, log_p = ((logits.to(compute) / temperature).log_softmax(-1) for logits in (leaf, teacher))
-    q, p, parameter = log_q.exp(), log_p.exp(), loss.parameter()
-    if loss.name == "forward_kl":
-        values = F.kl_div(log_q, log_p, log_target=True, reduction="none")
-    elif loss.name == "reverse_kl":
-        values = F.kl_div(log_p, log_q, log_target=True, reduction="none")
-    elif loss.name == "total_variation":
-        values = 0.5 * (q - p).abs()
-    elif loss.name == "skew_kl":
-        values = p * (log_p - (parameter * p + (1 - parameter) * q).log())
-    elif loss.name == "skew_reverse_kl":
-        values = q * (log_q - (parameter * q + (1 - parameter) * p).log())
-    else:
-        log_m = (parameter * p + (1 - parameter) * q).log()
-        values = parameter * p * (log_p - log_m) + (1 - parameter) * q * (log_q - log_m)
-    values = temperature**2 * values.sum(-1)
+    values = temperature**2 * _composed(loss, log_q, log_p).sum(-1)
     if labels is not None:
         values = alpha * values + (1 - alpha) * F.cross_entropy(leaf.to(compute), labels, reduction="none")
     values.sum().backward()
     return Answer(values.detach().double(), leaf.grad.double())
+
+
+def _composed(loss: kd.Loss, log_q: Tensor, log_p: Tensor) -> Tensor:
+    """f (rows, vocab) as a line or two of PyTorch; differentiable, and as wrong as PyTorch's rounding makes it."""
+    q, p, weight = log_q.exp(), log_p.exp(), loss.parameter()
+    if loss.name == "forward_kl":
+        return F.kl_div(log_q, log_p, log_target=True, reduction="none")
+    if loss.name == "reverse_kl":
+        return F.kl_div(log_p, log_q, log_target=True, reduction="none")
+    if loss.name == "total_variation":
+        return 0.5 * (q - p).abs()
+    if loss.name == "skew_kl":
+        return p * (log_p - (weight * p + (1 - weight) * q).log())
+    if loss.name == "skew_reverse_kl":
+        return q * (log_q - (weight * q + (1 - weight) * p).log())
+    if loss.name == "perturbed":
+        coefficients = loss.coefficients.to(log_q)
+        orders = torch.arange(1, coefficients.shape[-1] + 1).to(log_q)
+        series = (coefficients * (1 - q).unsqueeze(-1) ** orders).sum(-1)
+        return F.kl_div(log_q, log_p, log_target=True, reduction="none") + p * series
+    log_m = (weight * p + (1 - weight) * q).log()
+    return weight * p * (log_p - log_m) + (1 - weight) * q * (log_q - log_m)

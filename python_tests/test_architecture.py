@@ -14,7 +14,19 @@ SOURCES = PACKAGE.parent / "csrc"
 # Each part of the package with what it may import from it, besides itself.
 BELOW_BACKENDS = {"losses", "kernels", "_C"}
 BELOW_API = {"checks", "ops", "backends", "losses"}
-USERS = {"api", "modules", "checks", "ops", "backends", "losses", "linear", "sparse", "parallel", "methods"}
+USERS = {
+    "api",
+    "distances",
+    "modules",
+    "checks",
+    "ops",
+    "backends",
+    "losses",
+    "linear",
+    "sparse",
+    "parallel",
+    "methods",
+}
 ALLOWED = {
     "losses": set(),
     "kernels": set(),
@@ -23,6 +35,7 @@ ALLOWED = {
     "checks": {"backends", "losses", "rows"},
     "ops": {"backends", "rows"},
     "api": BELOW_API,
+    "distances": BELOW_API,
     "modules": {"api", *BELOW_API},
     "linear": {"api", *BELOW_API},
     "sparse": {"api", *BELOW_API},

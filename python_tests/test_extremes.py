@@ -48,6 +48,17 @@ def test_teacher_mass_on_a_student_minus_infinity(target, dtype, vocab):
     torch.testing.assert_close(gradient.double(), answer.gradient, rtol=0.01 if dtype == BF16 else 1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", [x for x in ALL_LOSSES if isinstance(x, kd.Perturbed)], ids=name_of)
+def test_the_perturbed_series_is_infinite_where_its_divergence_is(target, loss):
+    """The exact logarithm is kept beyond the perturbed orders; no sign of a coefficient makes it finite or NaN."""
+    student, teacher = logits(3, 100), logits(3, 100, seed=1)
+    student[1, 2], student[2, 99] = -INF, -INF
+    values, gradient = rows(target, student, teacher, loss, 2.0)
+    assert torch.equal(values[1:], torch.full((2,), INF))
+    torch.testing.assert_close(values[0].double(), divergence(loss, student, teacher, 2.0).values[0], rtol=1e-5, atol=0)
+    assert bool(gradient[0].isfinite().all())
+
+
 @pytest.mark.parametrize("vocab", [7, 1271])
 def test_student_mass_on_a_teacher_minus_infinity(target, vocab):
     student, teacher = logits(3, vocab), logits(3, vocab, seed=1)
@@ -63,8 +74,8 @@ def test_student_mass_on_a_teacher_minus_infinity(target, vocab):
 @pytest.mark.parametrize("loss", ALL_LOSSES, ids=name_of)
 @pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=name_of)
 def test_minus_infinity_on_one_side(target, loss, side, dtype):
-    """0 log 0 = 0: every loss but the two that are infinite there has its finite value and gradient."""
-    if (loss.name, side) in (("forward_kl", "student"), ("reverse_kl", "teacher")):
+    """0 log 0 = 0: every loss but those that are infinite there has its finite value and gradient."""
+    if (loss.name, side) in (("forward_kl", "student"), ("perturbed", "student"), ("reverse_kl", "teacher")):
         side = "teacher" if side == "student" else "student"  # their infinite side has the two tests above
     student, teacher = logits(3, 100, dtype=dtype), logits(3, 100, dtype=dtype, seed=1)
     (student if side == "student" else teacher)[:, ::4] = -INF
@@ -150,7 +161,7 @@ def check_against_oracle(target, loss, student, teacher, temperature):
     )
     values, gradient = rows(target, student, teacher, loss, temperature)
     assert bool(gradient.isfinite().all())
-    size = scale(student, teacher, temperature).deeper(depth)
+    size = scale(student, teacher, temperature, loss).deeper(depth)
     check_values(values, answer, peer, size, compute)
     check_gradient(gradient, answer, peer, size, compute)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import BF16, DEFAULT_LOSSES, F16, F32, logits, name_of, pair, value_and_gradient
-from oracle import distillation, divergence
+from oracle import distillation, divergence, eager
 
 import kdkernels as kd
 
@@ -117,6 +117,9 @@ def test_half_precision_close_to_the_teacher(where, loss):
         lambda z: kd.divergence(z, teacher.to(where.device), loss, reduction="none", backend=where.backend),
         student.to(where.device),
     )
-    torch.testing.assert_close(values.cpu().double(), answer.values, rtol=1e-3, atol=2e-7)
+    # The reference is eager PyTorch in float32, whose rounded logarithms may leave it further off.
+    peer = (eager(loss, student, teacher).values - answer.values).abs()
+    error = (values.cpu().double() - answer.values).abs()
+    assert bool((error <= peer + 2e-7 + 1e-3 * answer.values.abs()).all()), float(error.max())
     undecided = torch.as_tensor(answer.slack).norm() / answer.gradient.norm()
     assert relative(gradient, answer.gradient) < 3e-3 + float(undecided)

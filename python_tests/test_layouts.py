@@ -151,3 +151,63 @@ def test_softmax_layouts(where, layout, function):
     for got in (run(layout(z), upstream), run(z, layout(upstream)), run(z, upstream.clone())):
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@EVERY_LAYOUT
+@pytest.mark.parametrize("which", ["student", "teacher", "both"])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=name_of)
+def test_trilateral_layouts(where, layout, which, dtype):
+    student, teacher = (logits(4, 3, 100, dtype=dtype, device=where.device, seed=seed) for seed in (0, 1))
+    labels = (torch.arange(12, device=where.device) * 7 - 100 * (torch.arange(12, device=where.device) == 0)).view(4, 3)
+    table = logits(100, 100, device=where.device, seed=2).softmax(-1)
+    distances = lambda z, t: kd.trilateral_distances(z, t, labels, table, backend=where.backend)  # noqa: E731
+    wanted = value_and_gradient(lambda z: distances(z, teacher), student)
+    strided = layout(student) if which != "teacher" else student
+    other = layout(teacher) if which != "student" else teacher
+    got = value_and_gradient(lambda z: distances(z, other), strided)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2 if dtype == BF16 else 2e-6, atol=1e-7)
+    assert torch.equal(strided, student)  # and neither was written
+    assert torch.equal(other, teacher)
+
+
+@pytest.mark.parametrize(
+    "layout", [_wide, _offset, _every_other_column, _transposed], ids=lambda f: f.__name__.strip("_")
+)
+def test_layouts_of_tables(where, layout):
+    """The class mean, and coefficients of each class, as views; labels that are strided."""
+    student, teacher = (logits(4, 3, 7, dtype=F64, device=where.device, seed=seed) for seed in (0, 1))
+    labels, table = torch.arange(12, device=where.device).view(3, 4).t() % 7, torch.eye(7, device=where.device)
+    coefficients = logits(7, 4, device=where.device, seed=3).abs()
+
+    def run(table, labels, coefficients):
+        def call(z):
+            soft = kd.divergence(z, teacher, kd.Perturbed(coefficients), backend=where.backend)
+            return soft + kd.trilateral_distances(z, teacher, labels, table, backend=where.backend).square().sum()
+
+        return value_and_gradient(call, student)
+
+    got = run(layout(table), labels, layout(coefficients))
+    for a, b in zip(got, run(table, labels.contiguous(), coefficients), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("which", ["student", "teacher", "upstream"])
+def test_trilateral_of_expanded_rows(where, which):
+    """Stride 0: one row of logits, or of the upstream gradient, for all."""
+    rows = {
+        name: logits(5, 100, dtype=F64, device=where.device, seed=seed)
+        for seed, name in enumerate(["student", "teacher"])
+    }
+    rows["upstream"] = logits(5, 3, dtype=F64, device=where.device, seed=2)
+    rows[which] = rows[which][:1].expand_as(rows[which])
+    labels = torch.arange(5, device=where.device)
+
+    def run(student, teacher, upstream):
+        leaf = student.detach().requires_grad_()
+        value = kd.trilateral_distances(leaf, teacher, labels, backend=where.backend)
+        return value.detach(), *torch.autograd.grad(value, leaf, upstream)
+
+    got = run(**rows)
+    for a, b in zip(got, run(**{name: x.contiguous() for name, x in rows.items()}), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

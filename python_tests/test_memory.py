@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import BF16, DEFAULT_LOSSES, F16, F32, F64, logits, name_of, pair
+from cases import BF16, DEFAULT_LOSSES, F16, F32, F64, logits, name_of, on, pair, per_class
 from torch.profiler import ProfilerActivity, profile
 
 import kdkernels as kd
@@ -149,6 +149,52 @@ def test_softmax_allocates_its_result_and_its_gradient(kernel, batch, dtype):
         backward = lambda r=results: r.append(torch.autograd.grad(r[0], student, upstream))  # noqa: E731
         assert large_allocations(kernel.device, forward, unit) == 1
         assert large_allocations(kernel.device, backward, unit) == 1
+
+
+@DTYPES
+@pytest.mark.parametrize("means", [False, True], ids=["three", "five"])
+@pytest.mark.parametrize("reused", [False, True], ids=["one walk", "kept graph"])
+def test_trilateral_allocates_its_gradient_in_backward(kernel, dtype, means, reused):
+    """Neither of the softmaxes, nor the label's one-hot row, nor its class mean ever is a (rows x vocab) tensor."""
+    student, teacher = pair(512, 512, dtype=dtype, device=kernel.device)
+    labels = torch.arange(512, device=kernel.device)
+    table = logits(512, 512, dtype=dtype, device=kernel.device).softmax(-1) if means else None
+    results = []
+    call = lambda z: results.append(kd.trilateral_distances(z, teacher, labels, table, backend=kernel.backend))  # noqa: E731
+    back = lambda: results.append(torch.autograd.grad(results[1].sum(), student, retain_graph=reused))  # noqa: E731
+    assert large_allocations(kernel.device, lambda: call(student.detach()), student.nbytes) == 0
+    assert large_allocations(kernel.device, lambda: call(student), student.nbytes) == 0
+    for _ in range(2 if reused else 1):
+        assert large_allocations(kernel.device, back, student.nbytes) == 1
+
+
+@pytest.mark.parametrize("how", ["vocab_size", "columns", "next token", "every other row"])
+def test_trilateral_of_slices_is_not_copied(kernel, how):
+    wide = {"columns": (VOCAB + 64,), "vocab_size": (VOCAB + 64,)}.get(how, (VOCAB,))
+    rows = {"next token": (4, 17), "every other row": (2 * ROWS,)}.get(how, (ROWS,))
+    cut = {
+        "columns": (..., slice(32, -32)),
+        "next token": (slice(None), slice(-1)),
+        "every other row": slice(None, None, 2),
+    }.get(how, ...)
+    options = {"vocab_size": VOCAB} if how == "vocab_size" else {}
+    base, teacher = (logits(*rows, *wide, device=kernel.device, seed=seed) for seed in (0, 1))
+    student, teacher = base[cut].requires_grad_(), teacher[cut]
+    labels, values = torch.zeros(student.shape[:-1], dtype=torch.int64, device=kernel.device), []
+    forward = lambda: values.append(  # noqa: E731
+        kd.trilateral_distances(student, teacher, labels, backend=kernel.backend, **options)
+    )
+    assert large_allocations(kernel.device, forward, student.nbytes) == 0
+    assert large_allocations(kernel.device, lambda: torch.autograd.grad(values[0].sum(), student), student.nbytes) == 1
+
+
+def test_coefficients_per_class_are_not_spread_over_rows(kernel, batch):
+    student, teacher, labels, unit = batch(F32)
+    loss = on(kernel.device, per_class(VOCAB))
+    for op, extra in ((kd.divergence, ()), (kd.distillation, (labels,))):
+        work = lambda op=op, extra=extra: op(student, teacher, *extra, loss, backend=kernel.backend).backward()  # noqa: E731
+        assert large_allocations(kernel.device, work, unit) == 1
+        student.grad = None
 
 
 def test_nothing_large_is_allocated_behind_pytorch_s_back():

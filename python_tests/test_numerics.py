@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from cases import ALL_LOSSES, BF16, DEFAULT_LOSSES, F16, F32, F64, logits, name_of, value_and_gradient
+from cases import ALL_LOSSES, BF16, DEFAULT_LOSSES, F16, F32, F64, logits, name_of, on, per_class, value_and_gradient
 from oracle import distillation, divergence, eager
 from tolerance import arithmetic, check_gradient, check_values, scale
 
@@ -44,19 +44,23 @@ def inputs(shape, dtypes):
     rows, vocab = shape
     student, teacher = (logits(rows, vocab, dtype=dtype, seed=seed) for seed, dtype in enumerate(dtypes))
     labels = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(5))
-    return student, teacher, labels, scale(student, teacher, TEMPERATURE)
+    return student, teacher, labels
 
 
 @lru_cache(maxsize=512)
 def answers(loss, shape, dtypes):
-    """(float64, eager PyTorch), both on the CPU and shared by all backends."""
-    student, teacher, *_ = inputs(shape, dtypes)
-    return divergence(loss, student, teacher, TEMPERATURE), eager(loss, student, teacher, TEMPERATURE)
+    """(float64, eager PyTorch, what rounding is measured by), all on the CPU and shared by all backends."""
+    student, teacher, _ = inputs(shape, dtypes)
+    return (
+        divergence(loss, student, teacher, TEMPERATURE),
+        eager(loss, student, teacher, TEMPERATURE),
+        scale(student, teacher, TEMPERATURE, loss),
+    )
 
 
 def check_divergence(target, loss, shape, dtypes):
-    student, teacher, _, size = inputs(shape, dtypes)
-    answer, peer = answers(loss, shape, dtypes)
+    student, teacher, _ = inputs(shape, dtypes)
+    answer, peer, size = answers(loss, shape, dtypes)
     options = {"temperature": TEMPERATURE, "backend": target.backend}
     student, teacher = student.to(target.device), teacher.to(target.device)
     compute = arithmetic(student, teacher)
@@ -97,10 +101,27 @@ def test_large_shapes(target, loss, dtypes, shape):
 @pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, F32), (F16, F16), (F64, F64)], ids=lambda pair: name_of(pair[0]))
 @pytest.mark.parametrize("loss", DEFAULT_LOSSES, ids=name_of)
 def test_distillation(target, loss, dtypes, shape):
-    student, teacher, labels, _ = inputs(shape, dtypes)
+    check_distillation(target, loss, shape, dtypes)
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 7, 100, 113, 1000, 1271])  # none a multiple of the 16 of the table's padding
+@pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, F32), (F16, F16), (F64, F64)], ids=lambda pair: name_of(pair[0]))
+def test_coefficients_per_class(target, dtypes, vocab):
+    loss = on(target.device, per_class(vocab, orders=1 + vocab % 8))
+    check_divergence(target, loss, (19, vocab), dtypes)  # sixteen rows to a vector where they are short, and a tail
+    check_distillation(target, loss, (19, vocab), dtypes)
+
+
+@pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, BF16)], ids=lambda pair: name_of(pair[0]))
+def test_coefficients_per_class_of_a_large_vocabulary(target, dtypes):
+    check_divergence(target, on(target.device, per_class(128256)), (1, 128256), dtypes)
+
+
+def check_distillation(target, loss, shape, dtypes):
+    student, teacher, labels = inputs(shape, dtypes)
     answer = distillation(loss, student, teacher, labels, 0.3, TEMPERATURE)
     peer = eager(loss, student, teacher, TEMPERATURE, labels, 0.3)
-    size = scale(student, teacher, TEMPERATURE).times(0.3).plus(scale(student, student).times(0.7))
+    size = scale(student, teacher, TEMPERATURE, loss).times(0.3).plus(scale(student, student).times(0.7))
     size.gradient[torch.arange(shape[0]), labels] += 0.7  # the label's element rounds the 1 that it subtracts
     student, teacher, labels = student.to(target.device), teacher.to(target.device), labels.to(target.device)
     compute = arithmetic(student, teacher)
@@ -128,7 +149,7 @@ def test_distillation(target, loss, dtypes, shape):
 @pytest.mark.parametrize("dtype", [F32, BF16, F16, F64], ids=name_of)
 @pytest.mark.parametrize("log", [False, True], ids=["softmax", "log_softmax"])
 def test_softmax(target, log, dtype, shape):
-    student, _, _, _ = inputs(shape, (dtype, dtype))
+    student, _, _ = inputs(shape, (dtype, dtype))
     upstream = logits(*shape, dtype=dtype, seed=9)
     z = student.double().requires_grad_()
     wanted = ((z / TEMPERATURE).log_softmax if log else (z / TEMPERATURE).softmax)(-1)

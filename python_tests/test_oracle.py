@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from cases import ALL_LOSSES, F64, logits, name_of
+from cases import ALL_LOSSES, F64, logits, name_of, per_class
 from oracle import EXAMPLES, TERMS, cross_entropy, divergence
 
 import kdkernels as kd
 
 
-@pytest.mark.parametrize("loss", ALL_LOSSES, ids=name_of)
+@pytest.mark.parametrize("loss", [*ALL_LOSSES, per_class(5)], ids=name_of)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_gradient_is_the_derivative_of_the_value(loss, temperature):
     student, teacher = logits(2, 5, dtype=F64), logits(2, 5, dtype=F64, seed=1)
@@ -29,17 +29,23 @@ def test_values_worked_by_hand():
     m = (0.375, 0.625)
     skew = (0.1 * 0.25 + 0.9 * 0.5, 0.1 * 0.75 + 0.9 * 0.5)
     skew_reverse = (0.1 * 0.5 + 0.9 * 0.25, 0.1 * 0.5 + 0.9 * 0.75)
-    expected = {
-        kd.ForwardKL(): 0.25 * math.log(0.5) + 0.75 * math.log(1.5),
-        kd.ReverseKL(): 0.5 * math.log(2.0) + 0.5 * math.log(2.0 / 3.0),
-        kd.JensenShannon(): 0.5 * (0.25 * math.log(0.25 / m[0]) + 0.75 * math.log(0.75 / m[1]))
-        + 0.5 * (0.5 * math.log(0.5 / m[0]) + 0.5 * math.log(0.5 / m[1])),
-        kd.TotalVariation(): 0.25,
-        kd.SkewKL(): 0.25 * math.log(0.25 / skew[0]) + 0.75 * math.log(0.75 / skew[1]),
-        kd.SkewReverseKL(): 0.5 * math.log(0.5 / skew_reverse[0]) + 0.5 * math.log(0.5 / skew_reverse[1]),
-    }
-    assert {loss.name for loss in expected} == set(TERMS)
-    for loss, value in expected.items():
+    kl, per_class = 0.25 * math.log(0.5) + 0.75 * math.log(1.5), torch.tensor([[2.0, 3.0], [4.0, 5.0]])
+    expected = [
+        (kd.ForwardKL(), kl),
+        (kd.ReverseKL(), 0.5 * math.log(2.0) + 0.5 * math.log(2.0 / 3.0)),
+        (
+            kd.JensenShannon(),
+            0.5 * (0.25 * math.log(0.25 / m[0]) + 0.75 * math.log(0.75 / m[1]))
+            + 0.5 * (0.5 * math.log(0.5 / m[0]) + 0.5 * math.log(0.5 / m[1])),
+        ),
+        (kd.TotalVariation(), 0.25),
+        (kd.SkewKL(), 0.25 * math.log(0.25 / skew[0]) + 0.75 * math.log(0.75 / skew[1])),
+        (kd.SkewReverseKL(), 0.5 * math.log(0.5 / skew_reverse[0]) + 0.5 * math.log(0.5 / skew_reverse[1])),
+        (kd.Perturbed(torch.tensor([2.0, 3.0])), kl + 2.0 / 2 + 3.0 / 4),
+        (kd.Perturbed(per_class), kl + 0.25 * (2.0 / 2 + 3.0 / 4) + 0.75 * (4.0 / 2 + 5.0 / 4)),
+    ]
+    assert {loss.name for loss, _ in expected} == set(TERMS)
+    for loss, value in expected:
         assert float(divergence(loss, student, teacher).values) == pytest.approx(value, rel=1e-13)
     assert float(cross_entropy(student, torch.tensor([1])).values) == pytest.approx(math.log(2.0), rel=1e-15)
 

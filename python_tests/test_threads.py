@@ -40,6 +40,47 @@ def test_the_number_of_threads_changes_nothing(kernel, thread_count, loss, shape
         assert torch.equal(gradient, results[0][1])
 
 
+def run_trilateral(where, rows=37, vocab=1271, dtype=F32):
+    student, teacher = (logits(rows, vocab, dtype=dtype, device=where.device, seed=seed) for seed in (0, 1))
+    labels = torch.arange(rows, device=where.device) % vocab
+    table = student.softmax(-1)[:1].expand(vocab, vocab)
+    return value_and_gradient(
+        lambda z: kd.trilateral_distances(z, teacher, labels, table, backend=where.backend), student
+    )
+
+
+@pytest.mark.parametrize("shape", [(37, 1271), (37, 7), (2, 40000), (1, 40000)], ids=str)
+def test_the_number_of_threads_changes_no_distance(kernel, thread_count, shape):
+    results = []
+    for threads in (1, 2, 3):
+        thread_count(threads)
+        results.append(run_trilateral(kernel, *shape))
+    for got in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(got, results[0], strict=True))
+
+
+def test_concurrent_distances(where):
+    """Several Python threads at once, each with rows of its own: statistics and gradients do not mix."""
+    sizes = [5, 37, 64]
+    wanted = {rows: run_trilateral(where, rows) for rows in sizes}
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda rows: run_trilateral(where, rows), sizes * 8))
+    for rows, result in zip(sizes * 8, got, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(result, wanted[rows], strict=True))
+
+
+def test_concurrent_backward_of_one_graph_of_distances(where):
+    """Two threads walk the same kept graph: what is saved must not be written by either."""
+    student, teacher = (logits(37, 1271, dtype=F64, device=where.device, seed=seed) for seed in (0, 1))
+    student.requires_grad_()
+    labels = torch.arange(37, device=where.device)
+    total = kd.trilateral_distances(student, teacher, labels, backend=where.backend).sum()
+    (wanted,) = torch.autograd.grad(total, student, retain_graph=True)
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda _: torch.autograd.grad(total, student, retain_graph=True)[0], range(16)))
+    assert all(torch.equal(gradient, wanted) for gradient in got)
+
+
 def test_repeated_calls_give_the_same_bits(where):
     first = run(where, kd.JensenShannon())
     for _ in range(5):

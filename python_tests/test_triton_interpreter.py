@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 def test_kernels_in_the_interpreter():
-    """Every case of _triton_interpreter_cases.py and _edges.py; their own report is the message when one fails."""
+    """Every case of the files _triton_interpreter_*.py; their own report is the message when one fails."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")])

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from oracle import Answer, times_log
+from oracle import Answer, parameter, times_log
 from torch import Tensor
+
+import kdkernels as kd
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,33 @@ class Scale:
         return Scale(self.values * depth, self.gradient * depth + 1e-30, depth)
 
 
-def scale(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Scale:
+def scale(student: Tensor, teacher: Tensor, temperature: float = 1.0, loss: kd.Loss | None = None) -> Scale:
     logs = [(logits.double() / temperature).log_softmax(-1) for logits in (student, teacher)]
-    entropies = sum(-times_log(x.exp(), x, torch.zeros_like(x)).sum(-1) for x in logs)
-    return Scale(temperature**2 * (1.0 + entropies), temperature * sum(x.exp() for x in logs))
+    entropies = sum(_entropy(x).sum(-1) for x in logs)
+    size = Scale(temperature**2 * (1.0 + entropies), temperature * sum(x.exp() for x in logs))
+    return size.plus(_series(*logs, parameter(loss), temperature)) if isinstance(loss, kd.Perturbed) else size
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    return -times_log(log_p.exp(), log_p, torch.zeros_like(log_p))
+
+
+def _series(log_q: Tensor, log_p: Tensor, coefficients: Tensor, temperature: float) -> Scale:
+    """One rounding of everything in p sum_m eps_m x^m and in its part p q g of the gradient, to first order.
+
+    x = 1 - q is off by x + q (1 - log q) roundings, p by 1 - log p, and the m-th of the powers by m of them; absolute
+    values instead of eps, because terms may cancel and their errors do not. The logarithms are left out of the
+    gradient's scale, as in T (q + p).
+    """
+    q, p, x, sizes = log_q.exp(), log_p.exp(), -torch.expm1(log_q), coefficients.abs()
+    value, slope, bend = (
+        sum(math.perm(m, k) * sizes[..., m - 1] * x ** (m - k) for m in range(max(k, 1), sizes.shape[-1] + 1))
+        for k in range(3)
+    )
+    values = (p + _entropy(log_p)) * value + p * (x + q + _entropy(log_q)) * slope
+    gradient = p * q * (slope + (x + q) * bend)
+    gradient = gradient + q * gradient.sum(-1, keepdim=True)
+    return Scale(temperature**2 * values.sum(-1), temperature * gradient)
 
 
 def _error(peer: Tensor, ref: Tensor) -> Tensor:
@@ -77,6 +102,19 @@ def check_values(values: Tensor, answer: Answer, peer: Answer, scale: Scale, dty
     assert bool((error <= limit).all()), (
         f"row {worst}: value {float(values[worst])!r}, reference {float(answer.values[worst])!r}, "
         f"PyTorch {float(peer.values[worst])!r}, error {float(error[worst]):.3g} > {float(limit[worst]):.3g}"
+    )
+
+
+def check_distances(values: Tensor, answer: Answer, peer: Answer, scale: Scale, dtype: torch.dtype) -> None:
+    """|distance - ref64| <= |PyTorch - ref64| + floor for each of (rows, 3 or 5); scale.values has their shape."""
+    assert values.dtype == dtype
+    error = (values.detach().cpu().double() - answer.values).abs()
+    limit = _error(peer.values, answer.values) + FLOORS[dtype].value * scale.values
+    row, which = divmod(int((error - limit).argmax()), answer.values.shape[-1])
+    assert bool((error <= limit).all()), (
+        f"d[{row}, {which}] = {float(values[row, which])!r}, reference {float(answer.values[row, which])!r}, "
+        f"PyTorch {float(peer.values[row, which])!r}, off by {float(error[row, which]):.3g} > "
+        f"{float(limit[row, which]):.3g}"
     )
 
 

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #endif
 
+#include "../dtypes.h"
 #include "kernels.h"
 
 namespace KD_NAMESPACE {
@@ -18,34 +19,6 @@ using kd_cpu::kPad;
 using kd_cpu::Matrix;
 
 constexpr double kInfinity = __builtin_inf();
-
-KD_FN float from_bfloat16(uint16_t bits) { return bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
-
-KD_FN uint16_t to_bfloat16(float value) {
-  const uint32_t bits = bit_cast<uint32_t>(value);
-  const uint32_t nearest_even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return static_cast<uint16_t>(value == value ? nearest_even : 0x7fc0u);
-}
-
-// The exponent is moved by a multiplication, which also normalises subnormal halves.
-KD_FN float from_float16(uint16_t half) {
-  const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fffu) << 13;
-  const float moved = bit_cast<float>(magnitude) * 0x1p112f;
-  const uint32_t special = bit_cast<uint32_t>(moved) | (magnitude >= (0x7c00u << 13) ? 0x7f800000u : 0u);
-  return bit_cast<float>(special | static_cast<uint32_t>(half & 0x8000u) << 16);
-}
-
-KD_FN uint16_t to_float16(float value) {
-  const uint32_t bits = bit_cast<uint32_t>(value);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  // Below 2^-14 the half is subnormal: adding 1/2 rounds at 2^-24, the subnormal unit, to nearest even.
-  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const uint32_t finite = magnitude < (113u << 23) ? subnormal : normal;
-  const uint32_t rounded = magnitude >= 0x47800000u ? 0x7c00u : finite; // 2^16 and above: infinity
-  const uint32_t half = magnitude > 0x7f800000u ? 0x7e00u : rounded;
-  return static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
-}
 
 template <class Real, class Stored, class Convert>
 static void convert(const Stored *source, int64_t count, Real *target, Convert to_real) {
@@ -159,6 +132,22 @@ static Real exponentiate(const Real *x, int64_t count, Real shift, Real scale, R
   }
   top = most;
   return sum;
+}
+
+// 4 MiB and more of gradient will not be in a cache when it is read: then the stores should not be there either.
+inline bool large(int64_t rows, int64_t vocab) { return rows * vocab * int64_t(sizeof(float)) >= int64_t(4) << 20; }
+
+// Rows from this length on are fetched for the next turn while this one computes; shorter ones the hardware foresees.
+constexpr int64_t kPrefetchedVocab = 4096;
+// Columns between two bursts of prefetches: a burst must fit the core's few dozen outstanding misses.
+constexpr int64_t kBurst = 256;
+
+// Asks for a row's columns [first, first + kBurst), into the second-level cache.
+static void prefetch(const Matrix &matrix, int64_t row, int64_t first, int64_t vocab) {
+  const int64_t item = item_bytes(matrix.dtype), left = vocab - first;
+  const char *from = static_cast<const char *>(matrix.data) + (row * matrix.stride + first) * item;
+  for (int64_t byte = 0; byte < (left < kBurst ? left : kBurst) * item; byte += 64)
+    __builtin_prefetch(from + byte, 0, 2);
 }
 
 } // namespace KD_NAMESPACE

@@ -10,14 +10,6 @@
 
 namespace KD_NAMESPACE {
 
-// 4 MiB and more of gradient will not be in a cache when it is read: then the stores should not be there either.
-constexpr int64_t kStreamingBytes = int64_t(4) << 20;
-
-// Rows from this length on are fetched for the next turn while this one computes; shorter ones the hardware foresees.
-constexpr int64_t kPrefetchedVocab = 4096;
-// Columns between two bursts of prefetches: a burst must fit the core's few dozen outstanding misses.
-constexpr int64_t kBurst = 256;
-
 template <class Real> struct Walk {
   struct Loaded {
     int64_t block;
@@ -46,7 +38,7 @@ template <class Real> struct Walk {
     gradient_block = teacher_block + kBlock;
     zeros = gradient_block + kBlock;
     tempered = call.labels && call.inverse_temperature != 1;
-    streaming = call.rows * call.vocab * int64_t(sizeof(float)) >= kStreamingBytes;
+    streaming = large(call.rows, call.vocab);
   }
 
   void start(int64_t row_, bool prefetch) {
@@ -67,14 +59,6 @@ template <class Real> struct Walk {
   }
   const Real *student_logits(int64_t block) { return logits(call.student, student_loaded, block, student_block); }
   const Real *teacher_logits(int64_t block) { return logits(call.teacher, teacher_loaded, block, teacher_block); }
-
-  // Asks for the next row's columns [first, first + kBurst), into the second-level cache.
-  void prefetch(const Matrix &matrix, int64_t first) const {
-    const int64_t item = item_bytes(matrix.dtype), left = call.vocab - first;
-    const char *from = static_cast<const char *>(matrix.data) + ((row + 1) * matrix.stride + first) * item;
-    for (int64_t byte = 0; byte < (left < kBurst ? left : kBurst) * item; byte += 64)
-      __builtin_prefetch(from + byte, 0, 2);
-  }
 
   Side<Real> &hard_side() { return tempered ? hard : student; }
 
@@ -106,9 +90,10 @@ template <class Real> struct Walk {
     return side.log_sum - (x - side.largest);
   }
 
+  // The term by value: through a reference its pointer would be loaded anew for each column, which does not vectorise.
   // f summed; gradient factor times h left in `weighted`, h summed into sum_h.
   template <class Term>
-  double terms(const Term &term, int64_t block, Real gradient_factor, Real *__restrict weighted, double &sum_h) {
+  double terms(const Term term, int64_t block, Real gradient_factor, Real *__restrict weighted, double &sum_h) {
     const int64_t first = block * kBlock, width = kd_cpu::padded(count(block));
     const Real *x = student_logits(block), *y = teacher_logits(block);
     const Real *e_q = student.exponentials + first, *e_p = teacher.exponentials + first;
@@ -121,7 +106,8 @@ template <class Real> struct Walk {
     for (int64_t begin = 0; begin < width; begin += kBurst) {
       const int64_t end = width - begin < kBurst ? width : begin + kBurst;
       if (prefetching)
-        prefetch(call.student, first + begin), prefetch(call.teacher, first + begin);
+        prefetch(call.student, row + 1, first + begin, call.vocab),
+            prefetch(call.teacher, row + 1, first + begin, call.vocab);
       Real part_f = 0, part_h = 0;
 #pragma omp simd reduction(+ : part_f, part_h)
       for (int64_t v = begin; v < end; ++v) {
@@ -189,8 +175,8 @@ template <class Real> struct Walk {
   }
 };
 
-template <class Real, class Term> void divergence(const Divergence &call, int64_t begin, int64_t end, void *scratch) {
-  const Term term(Parameters{call.scalar, call.table, call.orders});
+template <class Real, class Term>
+static void rows_of(const Term &term, const Divergence &call, int64_t begin, int64_t end, void *scratch) {
   if (call.vocab <= kShortVocab)
     return short_rows<Real>(term, call, begin, end);
   Walk<Real> walk(call, scratch);
@@ -209,6 +195,11 @@ template <class Real, class Term> void divergence(const Divergence &call, int64_
       walk.write_hard();
     static_cast<Real *>(call.values)[row] = static_cast<Real>(value);
   }
+}
+
+template <class Real, class Loss> void divergence(const Divergence &call, int64_t begin, int64_t end, void *scratch) {
+  const Parameters parameters{call.scalar, call.table, call.orders, call.width};
+  Choose<Loss>::with(parameters, [&](const auto &term) { rows_of<Real>(term, call, begin, end, scratch); });
 }
 
 } // namespace KD_NAMESPACE

@@ -1,47 +1,11 @@
-// What the instruction sets and the binding agree on: plain arguments, and one table of functions per instruction set.
+// What the instruction sets and the binding agree on: one table of functions per instruction set.
 #pragma once
 
-#include <stdint.h>
+#include "../calls.h"
 
 namespace kd_cpu {
 
-enum class DType : int { float32, float16, bfloat16, float64 };
-
-inline int64_t item_bytes(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
-
-// A (rows, vocab) matrix whose rows are contiguous. Strides in elements.
-struct Matrix {
-  void *data;
-  int64_t stride;
-  DType dtype;
-};
-
-// Addresses of (rows,) arrays may be null: weights are then 1, labels absent. Real below is double if `wide`.
-struct Divergence {
-  Matrix student, teacher, gradient; // gradient.data may be null, or the student's
-  const int64_t *labels;
-  const void *soft_weight, *hard_weight; // Real
-  void *values;                          // Real
-  int64_t rows, vocab;
-  double inverse_temperature, soft_scale, hard_scale;
-  double scalar;
-  const void *table;
-  int64_t orders;
-};
-
-struct Softmax {
-  Matrix input, upstream, output; // backward reads the forward's output as input and writes the gradient as output
-  int64_t rows, vocab;
-  double inverse_temperature;
-  bool log;
-};
-
-struct Scale {
-  Matrix gradient;
-  const void *factor; // float (double for a float64 gradient), one or `rows` of them
-  bool per_row;
-  int64_t rows, vocab;
-};
+using namespace kd_calls;
 
 // Work on rows [begin, end); `scratch` holds scratch_bytes(vocab, wide) bytes, 64-byte aligned.
 struct Kernels {
@@ -52,6 +16,8 @@ struct Kernels {
   void (*softmax[2])(const Softmax &, int64_t begin, int64_t end, void *scratch);           // [wide]
   void (*softmax_backward[2])(const Softmax &, int64_t begin, int64_t end, void *scratch);
   void (*scale[2])(const Scale &, int64_t begin, int64_t end, void *scratch);
+  void (*trilateral[2])(const Trilateral &, int64_t begin, int64_t end, void *scratch);
+  void (*trilateral_backward[2])(const Trilateral &, int64_t begin, int64_t end, void *scratch);
 };
 
 // Columns are padded to whole blocks of vectors so that no loop has a remainder.

@@ -66,7 +66,7 @@ static void exponentiate_lanes(const Real (*logits)[kLanes], int64_t vocab, Real
 }
 
 template <class Real, class Term>
-static void terms_of_lanes(const Term &term, int64_t vocab, Real scale, Group<Real> &group) {
+static void terms_of_lanes(const Term term, int64_t vocab, Real scale, Group<Real> &group) {
   const auto &q = group.student, &p = group.teacher;
 #pragma omp simd
   for (int64_t row = 0; row < kLanes; ++row) {

@@ -43,6 +43,9 @@ template <class Real> struct Side {
 
   void finish() { log_sum = __builtin_log(sum) + (base - largest) * scale; }
 
+  // 1 / sum e^((x - largest) scale); NaN as below.
+  Real share() const { return static_cast<Real>(__builtin_exp((largest - base) * scale) / sum); }
+
   // What turns the block's exponentials into probabilities; NaN for a row that is -inf throughout or holds a NaN.
   Real probability(int64_t block) const {
     if (bases[block] == -kInfinity)

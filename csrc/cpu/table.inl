@@ -1,6 +1,7 @@
 // The table of one instruction set. The includer defines KD_NAMESPACE, KD_TABLE and KD_TABLE_NAME.
 
 #include "divergence.inl"
+#include "geometry.inl"
 #include "softmax.inl"
 
 namespace KD_NAMESPACE {
@@ -25,6 +26,8 @@ const Kernels KD_TABLE = {
     {KD_NAMESPACE::softmax<float>, KD_NAMESPACE::softmax<double>},
     {KD_NAMESPACE::softmax_backward<float>, KD_NAMESPACE::softmax_backward<double>},
     {KD_NAMESPACE::scale_rows<float>, KD_NAMESPACE::scale_rows<double>},
+    {KD_NAMESPACE::trilateral<float>, KD_NAMESPACE::trilateral<double>},
+    {KD_NAMESPACE::trilateral_backward<float>, KD_NAMESPACE::trilateral_backward<double>},
 };
 
 } // namespace kd_cpu

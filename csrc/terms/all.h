@@ -3,6 +3,7 @@
 
 #include "forward_kl.h"
 #include "jensen_shannon.h"
+#include "perturbed.h"
 #include "reverse_kl.h"
 #include "skew_kl.h"
 #include "skew_reverse_kl.h"
@@ -14,4 +15,5 @@
   X(jensen_shannon, JensenShannon)                                                                                     \
   X(total_variation, TotalVariation)                                                                                   \
   X(skew_kl, SkewKL)                                                                                                   \
-  X(skew_reverse_kl, SkewReverseKL)
+  X(skew_reverse_kl, SkewReverseKL)                                                                                    \
+  X(perturbed, Perturbed)

@@ -10,13 +10,18 @@
 namespace KD_NAMESPACE {
 
 struct Parameters {
-  double scalar;     // beta, alpha, ...
-  const void *table; // class-indexed parameters in the arithmetic's type, or null
-  int64_t orders;    // rows of the table
+  double scalar;         // beta, alpha, ...
+  const void *table;     // (orders, width) in the arithmetic's type, or null
+  int64_t orders, width; // width: 1 where all columns share a value, else the padded vocabulary
 };
 
 template <class Real> struct Term {
   Real f, h;
+};
+
+// Hands `body` the term that the parameters ask for: the one there is, unless a loss specialises this.
+template <class Term> struct Choose {
+  template <class Body> static void with(const Parameters &parameters, const Body &body) { body(Term(parameters)); }
 };
 
 } // namespace KD_NAMESPACE

@@ -1,6 +1,6 @@
 """The backends: which are there, which one a call gets, and the interface that a kernel backend fills.
 
-The reference backend is plain differentiable PyTorch. The kernel backends (native, triton) are modules with the five
+The reference backend is plain differentiable PyTorch. The kernel backends (native, triton) are modules with the
 functions of `KernelBackend`; they get two-dimensional tensors whose last stride is 1, outputs that are already
 allocated, and arguments that `checks` has passed.
 """
@@ -50,7 +50,8 @@ class KernelBackend(Protocol):
         cross-entropy (which has temperature 1). Where both weights of a row are 0 the row is not read: its value is 0
         and its gradient row is zero. Where one of them is 0, its term adds exactly nothing. A label outside
         [0, vocab) makes its row's value NaN, without an access out of bounds, unless its term's weight is 0.
-        `gradient`, in the student's dtype and maybe the student itself, receives d sum(values) / d student.
+        `gradient`, in the student's dtype and maybe the student itself, receives d sum(values) / d student. `table`
+        is what `Loss.table` gives in the dtype of the arithmetic.
         """
 
     def softmax(self, logits: Tensor, output: Tensor, *, temperature: float, log: bool) -> None:
@@ -67,6 +68,49 @@ class KernelBackend(Protocol):
         factor is 0-d or (rows,) and contiguous, float32 or float64.
         """
 
+    def trilateral(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor,
+        class_mean: Tensor | None,
+        statistics: Tensor | None,
+        *,
+        squared: bool,
+        ignore_index: int,
+    ) -> Tensor:
+        """The distances (rows, 3), with a class mean (rows, 5), in the dtype of the arithmetic.
+
+        class_mean is (vocab, vocab), its row `label` read for each row. `statistics`, (rows, STATISTICS) in the dtype
+        of the arithmetic or None, receives what backward needs: max z, 1 / sum exp(z - max z), the same two of the
+        teacher, 1 - S_y, S_y - P_y, S_y - M_y, and the sums over v != y of S S, S (S - P) and S (S - M) (what has M is
+        anything without a class mean). csrc/geometry.h says how they are taken without cancellation. Distances
+        and statistics of a row whose label is `ignore_index` are 0, and it is not read; those of another label outside
+        [0, vocab) are NaN, without an access out of bounds.
+        """
+
+    def trilateral_backward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor,
+        class_mean: Tensor | None,
+        statistics: Tensor,
+        distances: Tensor,
+        upstream: Tensor,
+        gradient: Tensor,
+        *,
+        squared: bool,
+        ignore_index: int,
+    ) -> None:
+        """gradient = the derivative of `trilateral` in the student, contracted with `upstream`, in one walk.
+
+        upstream and distances are contiguous, in the dtype of the arithmetic. Rows without a label: as in `trilateral`.
+        """
+
+
+STATISTICS = 10
+"""Per row, what `trilateral` leaves for `trilateral_backward`."""
 
 KERNEL_BACKENDS: dict[str, KernelBackend] = {
     "native": cast(KernelBackend, native),
@@ -74,7 +118,11 @@ KERNEL_BACKENDS: dict[str, KernelBackend] = {
 }
 NAMES = ("auto", "reference", *KERNEL_BACKENDS)
 
+# What "auto" tries, by device. On NVIDIA GPUs the order of the two is unmeasured: Triton's kernels are the older ones.
+_PREFERRED = {"cpu": ("native",), "cuda": ("triton", "native")}
+
 _ENVIRONMENT = os.environ.get("KDKERNELS_BACKEND") or "auto"  # read once: a lookup at every call would show
+_PLAIN = (Tensor, torch.nn.Parameter)
 _in_functorch = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
@@ -128,13 +176,20 @@ def resolve(requested: str, device: torch.device, dtypes: tuple[torch.dtype, ...
 
 
 def _fastest(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
-    candidate = "native" if device.type == "cpu" else "triton"
-    return "reference" if _obstacle(candidate, device, dtypes) else candidate
+    candidates = _PREFERRED.get(device.type, ("triton",))
+    return next((name for name in candidates if not _obstacle(name, device, dtypes)), "reference")
 
 
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active, to which a kernel would be a wall."""
     return _in_functorch() or forward_ad._current_level >= 0
+
+
+def traced(*tensors: Tensor) -> bool:
+    """Whether something other than plain eager PyTorch is looking: a compiler, a tracer, a tensor subclass."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state():
+        return True
+    return any(type(tensor) not in _PLAIN for tensor in tensors)
 
 
 def _obstacle(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
@@ -144,4 +199,14 @@ def _obstacle(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) 
     return backend.unavailable() or backend.unsupported(device, dtypes)
 
 
-__all__ = ["KERNEL_BACKENDS", "NAMES", "KernelBackend", "backends", "resolve", "transformed", "use_backend"]
+__all__ = [
+    "KERNEL_BACKENDS",
+    "NAMES",
+    "STATISTICS",
+    "KernelBackend",
+    "backends",
+    "resolve",
+    "traced",
+    "transformed",
+    "use_backend",
+]

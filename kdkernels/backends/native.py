@@ -1,7 +1,8 @@
-"""The compiled backend: C++ on CPUs, called by address (the extension knows no torch)."""
+"""The compiled backend: C++ on CPUs, CUDA C++ on GPUs, called by address (the extension knows no torch)."""
 
 from __future__ import annotations
 
+import functools
 import os
 
 import torch  # before the extension: libgomp then is the one that torch has loaded, and there is one thread pool
@@ -29,7 +30,23 @@ def unavailable() -> str | None:
 
 
 def unsupported(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
-    return None if device.type == "cpu" else f"it was built for CPU tensors, got {device.type}"
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda" or torch.version.hip:
+        return f"it takes CPU and CUDA tensors, got {device.type}{' of ROCm' if torch.version.hip else ''}"
+    reason = _cuda_unavailable()
+    if reason:
+        return f"its CUDA kernels cannot run: {reason}"
+    if torch.float64 in dtypes:
+        return "its CUDA arithmetic is float32, got torch.float64"
+    if len(set(dtypes)) > 1:
+        return f"its CUDA kernels take a student and a teacher of one dtype, got {' and '.join(map(str, dtypes))}"
+    return None
+
+
+@functools.cache
+def _cuda_unavailable() -> str:
+    return _C.cuda_unavailable()
 
 
 def divergence(
@@ -65,32 +82,101 @@ def divergence(
         soft_scale,
         hard_scale,
         parameter,
-        _address(table),
-        0 if table is None else table.shape[0],
+        (0, 0, 0) if table is None else (table.data_ptr(), *table.shape),
         wide,
-        torch.get_num_threads(),
+        _where(student),
     )
     return values
 
 
 def softmax(logits: Tensor, output: Tensor, *, temperature: float, log: bool) -> None:
     wide = logits.dtype == torch.float64
-    _C.softmax(_matrix(logits), _matrix(output), *logits.shape, temperature, log, wide, torch.get_num_threads())
+    _C.softmax(_matrix(logits), _matrix(output), *logits.shape, temperature, log, wide, _where(logits))
 
 
 def softmax_backward(upstream: Tensor, output: Tensor, gradient: Tensor, *, temperature: float, log: bool) -> None:
     wide = output.dtype == torch.float64
     matrices = (_matrix(upstream), _matrix(output), _matrix(gradient))
-    _C.softmax_backward(*matrices, *output.shape, temperature, log, wide, torch.get_num_threads())
+    _C.softmax_backward(*matrices, *output.shape, temperature, log, wide, _where(output))
 
 
 def scale_rows(gradient: Tensor, factor: Tensor) -> None:
-    if factor.dim() == 0 and factor.item() == 1.0:
-        return
+    if factor.dim() == 0 and factor.device.type == "cpu" and factor.item() == 1.0:
+        return  # on a device the kernel itself looks: to ask here would wait for it
     wide = gradient.dtype == torch.float64
     factor = factor.to(torch.float64 if wide else torch.float32)
     shape = gradient.shape
-    _C.scale_rows(_matrix(gradient), factor.data_ptr(), factor.dim() > 0, *shape, wide, torch.get_num_threads())
+    _C.scale_rows(_matrix(gradient), factor.data_ptr(), factor.dim() > 0, *shape, wide, _where(gradient))
+
+
+def trilateral(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    class_mean: Tensor | None,
+    statistics: Tensor | None,
+    *,
+    squared: bool,
+    ignore_index: int,
+) -> Tensor:
+    rows, vocab = student.shape
+    wide = student.dtype == torch.float64 or teacher.dtype == torch.float64
+    dtype = torch.float64 if wide else torch.float32
+    distances = torch.empty(rows, 3 if class_mean is None else 5, dtype=dtype, device=student.device)
+    _C.trilateral(
+        *_matrices(student, teacher, class_mean),
+        labels.data_ptr(),
+        distances.data_ptr(),
+        _address(statistics),
+        rows,
+        vocab,
+        ignore_index,
+        squared,
+        wide,
+        _where(student),
+    )
+    return distances
+
+
+def trilateral_backward(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    class_mean: Tensor | None,
+    statistics: Tensor,
+    distances: Tensor,
+    upstream: Tensor,
+    gradient: Tensor,
+    *,
+    squared: bool,
+    ignore_index: int,
+) -> None:
+    rows, vocab = student.shape
+    _C.trilateral_backward(
+        *_matrices(student, teacher, class_mean, gradient),
+        labels.data_ptr(),
+        distances.data_ptr(),
+        statistics.data_ptr(),
+        upstream.data_ptr(),
+        rows,
+        vocab,
+        ignore_index,
+        squared,
+        distances.dtype == torch.float64,
+        _where(student),
+    )
+
+
+def _where(tensor: Tensor) -> tuple[int, int]:
+    """(-1, threads) on the CPU, (device, stream) on a GPU."""
+    if tensor.device.type == "cpu":
+        return -1, torch.get_num_threads()
+    device = tensor.device.index
+    return device, torch.cuda.current_stream(device).cuda_stream
+
+
+def _matrices(*tensors: Tensor | None) -> tuple[tuple[int, int, int], ...]:
+    return tuple(_NONE if tensor is None else _matrix(tensor) for tensor in tensors)
 
 
 def _matrix(tensor: Tensor) -> tuple[int, int, int]:

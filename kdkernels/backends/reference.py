@@ -52,6 +52,28 @@ def _divergence(student: Tensor, teacher: Tensor, loss: Loss, temperature: float
     return loss.definition(F.log_softmax(student / temperature, dim=-1), F.log_softmax(teacher / temperature, dim=-1))
 
 
+def trilateral(
+    student: Tensor, teacher: Tensor, labels: Tensor, class_mean: Tensor | None, *, squared: bool, ignore_index: int
+) -> Tensor:
+    """The distances of `KernelBackend.trilateral`, (rows, 3) or (rows, 5), differentiable in the student."""
+    compute = accumulation_dtype(student, teacher)
+    vocab = student.shape[-1]
+    counted, inside = labels != ignore_index, (labels >= 0) & (labels < vocab)
+    label = torch.where(inside, labels, 0)
+    s, p = (F.softmax(torch.where(counted.unsqueeze(-1), x.to(compute), 0.0), dim=-1) for x in (student, teacher))
+    g = F.one_hot(label, vocab).to(compute)
+    edges = [s - g, p - g, s - p]
+    if class_mean is not None:
+        mean = class_mean.to(compute)[label]
+        edges += [s - mean, mean - g]
+    if squared:
+        distances = torch.stack([edge.square().sum(-1) for edge in edges], dim=-1)
+    else:
+        distances = torch.stack([torch.linalg.vector_norm(edge, dim=-1) for edge in edges], dim=-1)
+    distances = torch.where((inside & counted).unsqueeze(-1), distances, torch.nan)
+    return torch.where(counted.unsqueeze(-1), distances, 0.0)
+
+
 def softmax(logits: Tensor, *, temperature: float, log: bool) -> Tensor:
     """softmax(logits / temperature) or its logarithm over the last dimension, in the dtype of the logits."""
     scaled = logits.to(accumulation_dtype(logits)) / temperature

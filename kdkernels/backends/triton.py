@@ -6,7 +6,6 @@ waits for the device or copies to it, so every function can be captured in a CUD
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..kernels import config
 from ..losses import LOSSES
+from . import launch
 
 OLDEST_TRITON = (3, 6)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -31,14 +31,15 @@ def unavailable() -> str | None:
     version = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2])
     if version < OLDEST_TRITON:
         return f"Triton {'.'.join(map(str, OLDEST_TRITON))} or newer is needed, found {triton.__version__}"
-    if not _interpreted() and not any(backend.driver.is_active() for backend in triton.backends.backends.values()):
+    drivers = (backend.driver for backend in triton.backends.backends.values())
+    if not launch.interpreted() and not any(driver.is_active() for driver in drivers):
         return "no GPU with a Triton driver (TRITON_INTERPRET=1, set before the import, runs it on CPU tensors)"
     return None
 
 
 def unsupported(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
     """Why this backend cannot take tensors of this device and these dtypes, or None where it can."""
-    expected = "cpu" if _interpreted() else "cuda"
+    expected = "cpu" if launch.interpreted() else "cuda"
     if device.type != expected:
         return f"it takes {expected} tensors here, got {device.type}"
     for dtype in dtypes:
@@ -65,24 +66,41 @@ def divergence(
     """The row values, (rows,) float32, and their gradient into `gradient`; see `KernelBackend.divergence`."""
     from ..kernels.divergence_resident import divergence_resident
     from ..kernels.divergence_row import PerRow, Scalars, Strides, Tensors
+    from ..kernels.divergence_split import split_finish, split_sums, split_terms
     from ..kernels.divergence_streaming import divergence_streaming
 
     rows, vocab = student.shape
     value = torch.empty(rows, dtype=torch.float32, device=student.device)
     vectors = (None if vector is None else vector.contiguous() for vector in (labels, soft_weight, hard_weight))
+    tensors = Tensors(student, teacher, gradient)
     arguments = (
-        Tensors(student, teacher, gradient),
-        Strides(student.stride(0), teacher.stride(0), 0 if gradient is None else gradient.stride(0)),
+        tensors,
+        Strides(*launch.strides(tensors)),
         PerRow(value, *vectors),
         Scalars(1.0 / temperature, float(parameter), float(soft_scale), float(hard_scale)),
-        table,
-        rows,
-        vocab,
     )
     term = {"TERM": LOSSES[loss].term, "BALANCED": LOSSES[loss].balanced}
-    row = config.choose(config.DIVERGENCE, vocab)
-    _walk(row, divergence_resident, divergence_streaming, arguments, (student, teacher, gradient), term)
+    per_class = table is not None and table.shape[1] > 1
+    kernels = (split_sums, split_terms, split_finish)
+    if not per_class and launch.over_parts(config.SPLIT, kernels, arguments, _table(table), tensors, term):
+        return value
+    row = config.choose(config.DIVERGENCE_PER_CLASS if per_class else config.DIVERGENCE, vocab)
+    arguments = (*arguments, _table(table), rows, vocab)
+    meta = term | {"CONTIGUOUS": launch.aligned(*tensors)}
+    launch.over_rows(row, divergence_resident, divergence_streaming, arguments, tensors, meta)
     return value
+
+
+def _table(table: Tensor | None) -> Any:
+    """`Loss.table` as a term gets it."""
+    from triton.language import constexpr
+
+    from ..kernels.divergence_row import Table
+
+    if table is None:
+        return None
+    orders, width = table.shape
+    return Table(table, width, constexpr(orders), constexpr(width > 1))
 
 
 def softmax(logits: Tensor, output: Tensor, *, temperature: float, log: bool) -> None:
@@ -92,7 +110,7 @@ def softmax(logits: Tensor, output: Tensor, *, temperature: float, log: bool) ->
     rows, vocab = logits.shape
     arguments = (logits, output, logits.stride(0), output.stride(0), 1.0 / temperature, rows, vocab)
     row = config.choose(config.SOFTMAX, vocab)
-    _walk(row, softmax_resident, softmax_streaming, arguments, (logits, output), {"LOG": log})
+    launch.over_rows(row, softmax_resident, softmax_streaming, arguments, (logits, output), {"LOG": log})
 
 
 def softmax_backward(upstream: Tensor, output: Tensor, gradient: Tensor, *, temperature: float, log: bool) -> None:
@@ -101,80 +119,67 @@ def softmax_backward(upstream: Tensor, output: Tensor, gradient: Tensor, *, temp
 
     rows, vocab = output.shape
     tensors = (upstream, output, gradient)
-    arguments = (tensors, tuple(tensor.stride(0) for tensor in tensors), 1.0 / temperature, rows, vocab)
+    arguments = (tensors, launch.strides(tensors), 1.0 / temperature, rows, vocab)
     row = config.choose(config.SOFTMAX_BACKWARD, vocab)
-    _walk(row, softmax_backward_resident, softmax_backward_streaming, arguments, tensors, {"LOG": log})
+    launch.over_rows(row, softmax_backward_resident, softmax_backward_streaming, arguments, tensors, {"LOG": log})
 
 
 def scale_rows(gradient: Tensor, factor: Tensor) -> None:
     """gradient *= factor in place, factor 0-d or (rows,); where it is exactly 1 nothing is read or written."""
     from ..kernels.scale import scale_rows as kernel
 
-    rows, vocab = gradient.shape
-    row = config.SCALE
-    block = min(_power_of_two(vocab), row.tile)
-    tile_rows = row.tile // block
     factor_stride = factor.stride(0) if factor.dim() else 0
-    grid = (_ceil_div(rows, tile_rows), _ceil_div(vocab, block * row.steps))
-    arguments = (gradient, factor, gradient.stride(0), factor_stride, rows, vocab)
-    meta = {"ROWS": tile_rows, "BLOCK": block, "STEPS": row.steps}
-    _launch(kernel, grid, arguments, gradient, row.threads, meta)
+    arguments = (gradient, factor, gradient.stride(0), factor_stride, *gradient.shape)
+    launch.over_tiles(config.SCALE, kernel, arguments, gradient, {})
 
 
-def _walk(
-    row: config.Resident | config.Streaming,
-    resident: Any,
-    streaming: Any,
-    arguments: tuple[Any, ...],
-    tensors: tuple[Tensor | None, ...],
-    meta: dict[str, Any],
+def _exact(**meta: Any) -> dict[str, Any]:
+    """Products are rounded before they are subtracted: fused, S - P would not be 0 where both are the same product."""
+    return meta | {"enable_fp_fusion": False}
+
+
+def trilateral(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    class_mean: Tensor | None,
+    statistics: Tensor | None,
+    *,
+    squared: bool,
+    ignore_index: int,
+) -> Tensor:
+    """The distances, (rows, 3) or (rows, 5) float32; see `KernelBackend.trilateral`."""
+    from ..kernels.geometry import trilateral_resident, trilateral_streaming
+    from ..kernels.geometry_row import PerRow, Strides, Tensors
+
+    rows, vocab = student.shape
+    distances = torch.empty(rows, 3 if class_mean is None else 5, dtype=torch.float32, device=student.device)
+    tensors = Tensors(student, teacher, class_mean, None)
+    per_row = PerRow(labels, distances, statistics, None)
+    arguments = (tensors, Strides(*launch.strides(tensors)), per_row, ignore_index, rows, vocab)
+    row = config.choose(config.TRILATERAL, vocab)
+    launch.over_rows(row, trilateral_resident, trilateral_streaming, arguments, tensors, _exact(SQUARED=squared))
+    return distances
+
+
+def trilateral_backward(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    class_mean: Tensor | None,
+    statistics: Tensor,
+    distances: Tensor,
+    upstream: Tensor,
+    gradient: Tensor,
+    *,
+    squared: bool,
+    ignore_index: int,
 ) -> None:
-    """Launch the resident or the streaming form, as this row of the launch configs says."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    rows, vocab = present[0].shape
-    if isinstance(row, config.Resident):
-        meta |= {"ROWS": row.rows, "BLOCK": _power_of_two(vocab)}
-        _launch(resident, (_ceil_div(rows, row.rows),), arguments, present[0], row.threads, meta)
-        return
-    contiguous = all(tensor.data_ptr() % 16 == 0 and tensor.stride(0) % 16 == 0 for tensor in present)
-    # By the first tensor: with the narrower of two, Triton trades tiles through shared memory where the second is it.
-    width = 16 // present[0].element_size() if contiguous else row.narrow
-    meta |= {"LANES": row.threads, "WIDTH": width, "CONTIGUOUS": contiguous}
-    if _target()[0] == "cuda":
-        meta["maxnreg"] = row.registers  # an option of NVIDIA's compiler only
-    _launch(streaming, (rows,), arguments, present[0], row.threads, meta)
+    """gradient = the derivative of `trilateral` in the student, contracted with `upstream`."""
+    from ..kernels.geometry import trilateral_backward as kernel
+    from ..kernels.geometry_row import PerRow, Strides, Tensors
 
-
-def _launch(
-    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], where: Tensor, threads: int, meta: dict[str, Any]
-) -> None:
-    if where.numel() == 0:
-        return
-    guard = torch.cuda.device(where.device) if where.is_cuda else contextlib.nullcontext()
-    with guard:
-        kernel[grid](*arguments, **meta, num_warps=threads // _target()[1])
-
-
-def _target() -> tuple[str, int]:
-    """("cuda" | "hip" | "interpreter", threads of a warp)."""
-    if _interpreted():
-        return "interpreter", 32
-    from triton.runtime.driver import driver
-
-    target = driver.active.get_current_target()
-    return target.backend, target.warp_size
-
-
-def _interpreted() -> bool:
-    """Whether the kernels were decorated under TRITON_INTERPRET=1, which counts only at the import of a kernel."""
-    import triton
-
-    return not isinstance(LOSSES["forward_kl"].term, triton.JITFunction)
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-def _ceil_div(numerator: int, denominator: int) -> int:
-    return -(-numerator // denominator)
+    tensors = Tensors(student, teacher, class_mean, gradient)
+    per_row = PerRow(labels, distances, statistics, upstream)
+    arguments = (tensors, Strides(*launch.strides(tensors)), per_row, ignore_index, *student.shape)
+    launch.over_tiles(config.TRILATERAL_BACKWARD, kernel, arguments, gradient, _exact(SQUARED=squared))

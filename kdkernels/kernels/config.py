@@ -7,7 +7,7 @@ measurement beats every reason below.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Streaming:
     """Rows of up to `vocab` columns: a program walks one in tiles of `threads` x (16 bytes of the first tensor).
 
     `narrow` is the number of columns per thread and tile instead where a row's start is not aligned to a vector, and
-    `registers` a bound per thread that is handed to ptxas (AMD's compiler derives its own from the threads).
+    `registers` a bound per thread that is handed to ptxas (AMD's compiler derives its own from the threads). No tile is
+    wider than `widest` columns per thread.
     """
 
     vocab: int
@@ -33,12 +34,38 @@ class Streaming:
     narrow: int
     registers: int
     reason: str
+    widest: int = 8
+
+
+@dataclass(frozen=True)
+class Split:
+    """Few rows of more than `vocab` columns: parts of at least `tiles` tiles, until there are `fill` programs for each
+    multiprocessor. Threads and tiles as in `Streaming`."""
+
+    vocab: int
+    fill: int
+    tiles: int
+    threads: int
+    narrow: int
+    registers: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """No row is reduced: a program maps `steps` tiles of `tile` elements, rows times at most `tile` columns."""
+
+    tile: int
+    steps: int
+    threads: int
+    reason: str
 
 
 UNBOUNDED = 2**31 - 1
 
 # Two logit tiles and, in the gradient, h and q live at once. With 4 to 8 columns per thread the compilers need 28 to 80
-# registers for value and gradient on sm_80 and sm_90 (64 at most from 2048 columns on), and 31 to 94 on gfx942.
+# registers for value and gradient on sm_80 and sm_90 (64 at most from 2048 columns on), and 31 to 94 on gfx942 (125
+# with eight orders of the perturbed loss).
 DIVERGENCE: tuple[Resident | Streaming, ...] = (
     Resident(16, 32, 128, "4 columns per thread: unaligned rows (vocab 10) keep one predicate per element"),
     Resident(32, 16, 128, "as above"),
@@ -62,6 +89,18 @@ DIVERGENCE: tuple[Resident | Streaming, ...] = (
     ),
 )  # fmt: skip
 
+# A table with a column per class adds orders x columns loads, which the compilers start early: with 16 columns per
+# thread (8192), or with 8 in 64 registers, 5 to 8 orders spill.
+DIVERGENCE_PER_CLASS = tuple(
+    row if isinstance(row, Resident) else replace(row, widest=4) for row in DIVERGENCE if row.vocab != 8192
+)
+
+SPLIT = Split(
+    8192, 2, 2, 512, 4, 64,
+    "fewer rows than multiprocessors leave the others idle; two launches more cost microseconds, so only rows that "
+    "do not fit one program's registers are split, and a part's walk is at least two tiles long",
+)  # fmt: skip
+
 # One tile lives at a time, so twice the columns per thread of DIVERGENCE and a row of twice the length.
 SOFTMAX: tuple[Resident | Streaming, ...] = (
     Resident(16, 64, 128, "8 columns per thread"),
@@ -79,21 +118,19 @@ SOFTMAX: tuple[Resident | Streaming, ...] = (
 # Two tiles, one walk over each before the gradient: the divergence's lengths hold.
 SOFTMAX_BACKWARD = DIVERGENCE
 
+# Two tiles, three with a class mean, of which nothing is written: the divergence's lengths hold.
+TRILATERAL = DIVERGENCE
 
-@dataclass(frozen=True)
-class Scale:
-    """A program scales `steps` tiles of `tile` elements: one or more rows times at most `tile` columns."""
-
-    tile: int
-    steps: int
-    threads: int
-    reason: str
-
-
-SCALE = Scale(
+SCALE = Tiled(
     1024, 32, 128,
     "small programs, because with a factor of 1 a launch costs the programs' start and nothing else: 16 of them fit an "
     "SM, and 32 tiles each keep 4096 x 128256 elements at 16384 programs",
+)  # fmt: skip
+
+TRILATERAL_BACKWARD = Tiled(
+    256, 32, 64,
+    "few elements and threads, because a thread holds up to 14 numbers of each row that it has a part of: with 128 "
+    "threads, each a part of 4 rows of 100 columns, gfx942 spills; 32 tiles share a row's numbers",
 )  # fmt: skip
 
 

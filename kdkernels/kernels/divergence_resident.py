@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .divergence_row import chosen_of, factors, hard_gradient, label_of, soft_gradient, value_of
+from .divergence_row import chosen_of, factors, hard_gradient, label_of, soft_gradient, table_column, value_of
 from .tile import load_logits, log_softmax, logarithms, normaliser, over_columns, store_streamed, total_of
 
 
@@ -18,6 +18,7 @@ def divergence_resident(
     vocab,
     TERM: tl.constexpr,
     BALANCED: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -50,9 +51,7 @@ def divergence_resident(
 
     log_q, log_p, log_ratio = logarithms(z, t, student_row, teacher_row, inverse_temperature)
     q = tl.exp(log_q)
-    # Clamped for padding columns, because a term may index its table by column.
-    known = tl.minimum(column, vocab - 1)
-    f, h = TERM(log_ratio, q, tl.exp(log_p), known, scalars.parameter, table)
+    f, h = TERM(log_ratio, q, tl.exp(log_p), table_column(column, CONTIGUOUS), scalars.parameter, table)
     tl.store(per_row.value + row, value_of(soft, tl.sum(f, axis=1), hard, cross_entropy), mask=row < rows)
     if tensors.gradient is not None:
         H = soft if BALANCED else tl.sum(h, axis=1)

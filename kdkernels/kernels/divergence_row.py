@@ -40,6 +40,18 @@ class PerRow(NamedTuple):
     hard_weight: object
 
 
+class Table(NamedTuple):
+    """A loss's class-indexed parameters, (orders, width) float32; None in its place where a loss has none.
+
+    A term unrolls its loop over the orders, and masks the columns of a tile that lie beyond the width.
+    """
+
+    pointer: object
+    width: int  # a multiple of 16 that holds the vocabulary, or 1
+    orders: object  # tl.constexpr
+    per_class: object  # tl.constexpr; False: width is 1 and all columns share it
+
+
 class Scalars(NamedTuple):
     """Run-time float32: a schedule of the temperature, a parameter or a scale recompiles nothing."""
 
@@ -82,6 +94,18 @@ def chosen_of(student, label):
     """The label's logit from the rows' pointers, NaN for a label of -1. Whoever calls this sees to a barrier between
     it and the first store of a gradient: threads read a logit here that another thread may overwrite there."""
     return tl.load(student + label, mask=label >= 0, other=float("nan")).to(tl.float32)
+
+
+@triton.jit
+def table_column(column, CONTIGUOUS: tl.constexpr):
+    """The columns by which a term indexes its table; what lies beyond the table it masks.
+
+    Where the logits are not CONTIGUOUS, and loaded one by one, vectors of the table would be traded between threads
+    through shared memory, once per order. A zero that Triton cannot see through hides that the table is aligned.
+    """
+    if not CONTIGUOUS:
+        column += tl.minimum(tl.program_id(0), 0)
+    return column
 
 
 @triton.jit

@@ -8,7 +8,7 @@ that exceeds its share of L1 and L2 the part read last, which is still there, is
 import triton
 import triton.language as tl
 
-from .divergence_row import chosen_of, factors, hard_gradient, label_of, soft_gradient, value_of
+from .divergence_row import chosen_of, factors, hard_gradient, label_of, soft_gradient, table_column, value_of
 from .tile import (
     LOWEST,
     lanes_of,
@@ -24,6 +24,45 @@ from .tile import (
 
 
 @triton.jit
+def gathered(
+    student,
+    teacher,
+    first,
+    last,
+    inverse_temperature,
+    HARD: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+):
+    """Of columns [first, last): the student's peak, total and total at temperature 1, the teacher's peak and total."""
+    z_peak = tl.full((LANES,), LOWEST, tl.float32)
+    t_peak = z_peak
+    z_total = tl.zeros((LANES,), tl.float32)
+    hard_total = z_total
+    t_total = z_total
+    for start in range(first, last, LANES * WIDTH):
+        column = start + lanes_of(LANES, WIDTH, CONTIGUOUS)
+        z = load_logits(student + column, column < last, "evict_last")
+        t = load_logits(teacher + column, column < last, "evict_last")
+        peak = peak_with(z_peak, z)
+        z_total = total_with(z_total, z_peak, peak, z, inverse_temperature)
+        if HARD:
+            hard_total = total_with(hard_total, z_peak, peak, z, 1.0)
+        z_peak = peak
+        peak = peak_with(t_peak, t)
+        t_total = total_with(t_total, t_peak, peak, t, inverse_temperature)
+        t_peak = peak
+    z_most = tl.max(z_peak, axis=0)
+    z_sum = total_over_lanes(z_total, z_peak, z_most, inverse_temperature)
+    hard_sum = z_sum
+    if HARD:
+        hard_sum = total_over_lanes(hard_total, z_peak, z_most, 1.0)
+    t_most = tl.max(t_peak, axis=0)
+    return z_most, z_sum, hard_sum, t_most, total_over_lanes(t_total, t_peak, t_most, inverse_temperature)
+
+
+@triton.jit
 def _normalisers(
     student,
     teacher,
@@ -35,47 +74,34 @@ def _normalisers(
     CONTIGUOUS: tl.constexpr,
 ):
     """Walk 1: the normalisers of the student, of the student at temperature 1 and of the teacher."""
-    z_peak = tl.full((LANES,), LOWEST, tl.float32)
-    t_peak = z_peak
-    z_total = tl.zeros((LANES,), tl.float32)
-    hard_total = z_total
-    t_total = z_total
-    for start in range(0, vocab, LANES * WIDTH):
-        column = start + lanes_of(LANES, WIDTH, CONTIGUOUS)
-        z = load_logits(student + column, column < vocab, "evict_last")
-        t = load_logits(teacher + column, column < vocab, "evict_last")
-        peak = peak_with(z_peak, z)
-        z_total = total_with(z_total, z_peak, peak, z, inverse_temperature)
-        if HARD:
-            hard_total = total_with(hard_total, z_peak, peak, z, 1.0)
-        z_peak = peak
-        peak = peak_with(t_peak, t)
-        t_total = total_with(t_total, t_peak, peak, t, inverse_temperature)
-        t_peak = peak
-    peak = tl.max(z_peak, axis=0)
-    student_row = normaliser(peak, total_over_lanes(z_total, z_peak, peak, inverse_temperature))
-    hard_row = student_row
-    if HARD:
-        hard_row = normaliser(peak, total_over_lanes(hard_total, z_peak, peak, 1.0))
-    peak = tl.max(t_peak, axis=0)
-    return student_row, hard_row, normaliser(peak, total_over_lanes(t_total, t_peak, peak, inverse_temperature))
+    found = gathered(student, teacher, 0, vocab, inverse_temperature, HARD, LANES, WIDTH, CONTIGUOUS)
+    return normaliser(found[0], found[1]), normaliser(found[0], found[2]), normaliser(found[3], found[4])
 
 
 @triton.jit
-def _term(student, teacher, column, vocab, normalisers, scalars, table, TERM: tl.constexpr, EVICTION: tl.constexpr):
+def term_of(
+    student,
+    teacher,
+    column,
+    vocab,
+    normalisers,
+    scalars,
+    table,
+    TERM: tl.constexpr,
+    EVICTION: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+):
     """(f, h, q, z) of one tile."""
     z = load_logits(student + column, column < vocab, EVICTION)
     t = load_logits(teacher + column, column < vocab, EVICTION)
     log_q, log_p, log_ratio = logarithms(z, t, normalisers[0], normalisers[2], scalars.inverse_temperature)
     q = tl.exp(log_q)
-    # Clamped for padding columns, because a term may index its table by column.
-    known = tl.minimum(column, vocab - 1)
-    f, h = TERM(log_ratio, q, tl.exp(log_p), known, scalars.parameter, table)
+    f, h = TERM(log_ratio, q, tl.exp(log_p), table_column(column, CONTIGUOUS), scalars.parameter, table)
     return f, h, q, z
 
 
 @triton.jit
-def _store_gradient(
+def store_gradient(
     target, column, vocab, h, q, H, z, factor, hard_row, label, hard, BALANCED: tl.constexpr, HARD: tl.constexpr
 ):
     gradient = soft_gradient(h, q, H, factor, BALANCED)
@@ -85,10 +111,10 @@ def _store_gradient(
 
 
 @triton.jit
-def _zero_row(target, vocab, LANES: tl.constexpr, WIDTH: tl.constexpr, CONTIGUOUS: tl.constexpr):
-    for start in range(0, vocab, LANES * WIDTH):
+def zero_columns(target, first, last, LANES: tl.constexpr, WIDTH: tl.constexpr, CONTIGUOUS: tl.constexpr):
+    for start in range(first, last, LANES * WIDTH):
         column = start + lanes_of(LANES, WIDTH, CONTIGUOUS)
-        store_streamed(target + column, tl.zeros((LANES, WIDTH), tl.float32), column < vocab)
+        store_streamed(target + column, tl.zeros((LANES, WIDTH), tl.float32), column < last)
 
 
 @triton.jit
@@ -134,10 +160,10 @@ def _walk_row(
     last = (vocab - 1) // STEP * STEP
     for walked in range(0, vocab, STEP):
         column = last - walked + lanes_of(LANES, WIDTH, CONTIGUOUS)
-        f, h, q, z = _term(student, teacher, column, vocab, found, scalars, table, TERM, LAST)
+        f, h, q, z = term_of(student, teacher, column, vocab, found, scalars, table, TERM, LAST, CONTIGUOUS)
         f_lanes += tl.sum(f, axis=1)
         if GRADIENT and BALANCED:
-            _store_gradient(target, column, vocab, h, q, 0.0, z, factor, found[1], label, hard, BALANCED, HARD)
+            store_gradient(target, column, vocab, h, q, 0.0, z, factor, found[1], label, hard, BALANCED, HARD)
         elif GRADIENT:
             h_lanes += tl.sum(h, axis=1)
     tl.store(per_row.value + row, value_of(soft, tl.sum(f_lanes, axis=0), hard, cross_entropy))
@@ -145,8 +171,10 @@ def _walk_row(
         H = tl.sum(h_lanes, axis=0)
         for start in range(0, vocab, STEP):
             column = start + lanes_of(LANES, WIDTH, CONTIGUOUS)
-            f, h, q, z = _term(student, teacher, column, vocab, found, scalars, table, TERM, "evict_first")
-            _store_gradient(target, column, vocab, h, q, H, z, factor, found[1], label, hard, BALANCED, HARD)
+            f, h, q, z = term_of(
+                student, teacher, column, vocab, found, scalars, table, TERM, "evict_first", CONTIGUOUS
+            )
+            store_gradient(target, column, vocab, h, q, H, z, factor, found[1], label, hard, BALANCED, HARD)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -173,4 +201,4 @@ def divergence_streaming(
     else:
         tl.store(per_row.value + row, 0.0)
         if tensors.gradient is not None:
-            _zero_row(tensors.gradient + row * strides.gradient, vocab, LANES, WIDTH, CONTIGUOUS)
+            zero_columns(tensors.gradient + row * strides.gradient, 0, vocab, LANES, WIDTH, CONTIGUOUS)

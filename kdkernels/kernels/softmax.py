@@ -11,6 +11,7 @@ from .tile import (
     LOWEST,
     lanes_of,
     load_logits,
+    load_values,
     log_softmax,
     normaliser,
     over_columns,
@@ -90,11 +91,6 @@ def softmax_streaming(
 
 
 @triton.jit
-def _load(pointer, inside, EVICTION: tl.constexpr):
-    return tl.load(pointer, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
-
-
-@triton.jit
 def _contracted(u, y, LOG: tl.constexpr):
     """sum y u, or sum u for the logarithm, of a tile along axis 1."""
     if not LOG:
@@ -126,8 +122,8 @@ def softmax_backward_resident(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
     inside = (row < rows)[:, None] & (column < vocab)
-    u = _load((tensors[0] + row * strides[0])[:, None] + column, inside, "evict_first")
-    y = _load((tensors[1] + row * strides[1])[:, None] + column, inside, "evict_first")
+    u = load_values((tensors[0] + row * strides[0])[:, None] + column, inside, "evict_first")
+    y = load_values((tensors[1] + row * strides[1])[:, None] + column, inside, "evict_first")
     gradient = _derivative(u, y, _contracted(u, y, LOG)[:, None], inverse_temperature, LOG)
     store_streamed((tensors[2] + row * strides[2])[:, None] + column, gradient, inside)
 
@@ -153,14 +149,14 @@ def softmax_backward_streaming(
     lane_total = tl.zeros((LANES,), tl.float32)
     for start in range(0, vocab, STEP):
         column = start + lanes_of(LANES, WIDTH, CONTIGUOUS)
-        u = _load(upstream + column, column < vocab, "evict_last")
+        u = load_values(upstream + column, column < vocab, "evict_last")
         # The logarithm's sum needs no y: its load is then dropped by the compiler.
-        y = _load(output + column, column < vocab, "evict_last")
+        y = load_values(output + column, column < vocab, "evict_last")
         lane_total += _contracted(u, y, LOG)
     total = tl.sum(lane_total, axis=0)
     last = (vocab - 1) // STEP * STEP
     for walked in range(0, vocab, STEP):
         column = last - walked + lanes_of(LANES, WIDTH, CONTIGUOUS)
-        u = _load(upstream + column, column < vocab, "evict_first")
-        y = _load(output + column, column < vocab, "evict_first")
+        u = load_values(upstream + column, column < vocab, "evict_first")
+        y = load_values(output + column, column < vocab, "evict_first")
         store_streamed(gradient + column, _derivative(u, y, total, inverse_temperature, LOG), column < vocab)

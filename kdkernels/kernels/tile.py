@@ -25,6 +25,12 @@ def load_logits(pointer, inside, EVICTION: tl.constexpr):
 
 
 @triton.jit
+def load_values(pointer, inside, EVICTION: tl.constexpr):
+    """Numbers that are no logits as float32, 0 outside."""
+    return tl.load(pointer, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
+
+
+@triton.jit
 def store_streamed(pointer, tile, inside):
     """Store in the pointer's dtype, marked as not read again: it should not push logits out of the caches."""
     tl.store(pointer, tile.to(pointer.dtype.element_ty), mask=inside, cache_modifier=".cs")

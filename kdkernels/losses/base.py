@@ -36,7 +36,8 @@ class Loss:
     name: ClassVar[str]
     """The spelling that every language shares: csrc/terms/<name>.h, the C++ list, the operator's argument."""
     term: ClassVar[Any]
-    """Triton: ``term(log_ratio, q, p, column, parameter, table) -> (f, h)`` over tiles of any one shape.
+    """Triton: ``term(log_ratio, q, p, column, parameter, table) -> (f, h)`` over tiles of any one shape; table is None
+    or the `kernels.divergence_row.Table` of what `table` gives.
 
     log_ratio is log(p / q), which the schedules form before log q and log p are rounded: a divergence depends on the
     logarithms through it, and their own rounding, alike in many columns, would be an error of some 1e-6 in the value.
@@ -48,8 +49,16 @@ class Loss:
         """The loss's scalar parameter, handed to kernels at run time (0 where it has none)."""
         return 0.0
 
-    def table(self) -> Tensor | None:
-        """Class-indexed parameters, handed to kernels by pointer (None where the loss has none)."""
+    @property
+    def classes(self) -> int | None:
+        """How many classes the loss has parameters for; None where it fits any vocabulary."""
+        return None
+
+    def table(self, dtype: torch.dtype) -> Tensor | None:
+        """Parameters that kernels get by pointer, (orders, width) contiguous in dtype, or None where there are none.
+
+        width is 1 where all classes share them, otherwise the classes rounded up to a multiple of 16, padded with 0.
+        """
         return None
 
     def definition(self, log_q: Tensor, log_p: Tensor) -> Tensor:

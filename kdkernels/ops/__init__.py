@@ -1,6 +1,7 @@
 """The operators behind the public functions: allocation, autograd, and the registrations that tracers see."""
 
 from .divergence import Call, Scalars, divergence
+from .geometry import Edges, trilateral
 from .softmax import softmax
 
-__all__ = ["Call", "Scalars", "divergence", "softmax"]
+__all__ = ["Call", "Edges", "Scalars", "divergence", "softmax", "trilateral"]

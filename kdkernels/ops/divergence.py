@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..backends import KERNEL_BACKENDS
+from ..backends import KERNEL_BACKENDS, traced
 from ..backends.reference import accumulation_dtype
 from ..rows import as_rows, uneven, written_rows
-from .shared import contiguous, empty_gradient, graph_is_kept, in_tensor, once, register, traced
+from .shared import contiguous, empty_gradient, graph_is_kept, in_tensor, once, register
 
 
 class Scalars(NamedTuple):

@@ -11,14 +11,6 @@ from torch.autograd import Function
 
 _LIBRARY = torch.library.Library("kdkernels", "DEF")
 _DEVICES = ("CPU", "CUDA", "XPU")
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def traced(*tensors: Tensor) -> bool:
-    """Whether something other than plain eager PyTorch is looking: a compiler, a tracer, a tensor subclass."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state():
-        return True
-    return any(type(tensor) not in _PLAIN for tensor in tensors)
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..backends import KERNEL_BACKENDS
+from ..backends import KERNEL_BACKENDS, traced
 from ..rows import as_rows
-from .shared import empty_gradient, in_tensor, once, register, traced
+from .shared import empty_gradient, in_tensor, once, register
 
 
 def softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Tensor:

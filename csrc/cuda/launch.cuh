@@ -1,0 +1,162 @@
+// The kernels - one per form of a schedule - and their launch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda.h"
+#include "group.cuh"
+#include "plan.h"
+#include "works.h"
+
+namespace KD_NAMESPACE {
+
+using kd_cuda::Where;
+
+template <class Work>
+__global__ void __launch_bounds__(kLanesThreads)
+    rows_by_lanes(const __grid_constant__ typename Work::Call call, const __grid_constant__ Work work, int lanes) {
+  extern __shared__ __align__(16) char shared[];
+  const int place = threadIdx.x / lanes;
+  const int64_t row = int64_t(blockIdx.x) * (kLanesThreads / lanes) + place;
+  if (row < call.rows) {
+    const int64_t bytes = Work::tensors * staged_bytes(call.vocab, sizeof(typename Work::Element::Stored));
+    work.template run<true>(call, Lanes(lanes), row, shared + place * bytes);
+  }
+}
+
+template <class Work, bool Staged>
+__global__ void __launch_bounds__(kThreads)
+    rows_by_blocks(const __grid_constant__ typename Work::Call call, const __grid_constant__ Work work) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ Places places;
+  work.template run<Staged>(call, Block(places), blockIdx.x, shared);
+}
+
+template <class Work>
+__global__ void __launch_bounds__(kThreads)
+    rows_by_clusters(const __grid_constant__ typename Work::Call call, const __grid_constant__ Work work) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) char shared[];
+  __shared__ Places places;
+  const cg::cluster_group cluster = cg::this_cluster();
+  work.template run<true>(call, Cluster(places), blockIdx.x / cluster.num_blocks(), shared);
+  cluster.sync(); // peers may still be reading this block's places
+#endif
+}
+
+// The columns of a row are independent: a block takes kThreads x `steps` of them.
+constexpr int kColumnSteps = 16;
+
+template <class Element>
+__global__ void __launch_bounds__(kThreads) trilateral_gradient(const __grid_constant__ Trilateral call) {
+  __shared__ Places places;
+  const int64_t first = int64_t(blockIdx.y) * kThreads * kColumnSteps, left = call.vocab - first;
+  const int count = static_cast<int>(left < kThreads * kColumnSteps ? left : kThreads * kColumnSteps);
+  trilateral_backward_columns<Element>(call, Block(places), blockIdx.x, Slice{first, count});
+}
+
+// gradient[r, :] *= factor[r]; where the factor is exactly 1 nothing is read or written.
+template <class Element>
+__global__ void __launch_bounds__(kThreads) scale_rows(const __grid_constant__ kd_calls::Scale call) {
+  const int64_t row = blockIdx.x, first = int64_t(blockIdx.y) * kThreads * kColumnSteps;
+  const float factor = static_cast<const float *>(call.factor)[call.per_row ? row : 0];
+  if (factor == 1)
+    return;
+  for (int i = 0; i < kColumnSteps; ++i) {
+    const int64_t column = first + i * kThreads + threadIdx.x;
+    if (column < call.vocab) {
+      auto *place = column_of<Element>(call.gradient, row, column);
+      *place = Element::from_float(Element::to_float(*place) * factor);
+    }
+  }
+}
+
+inline void check(cudaError_t error, const char *what, const char *dtype) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("kdkernels: CUDA kernel ") + what + "<" + dtype +
+                             ">: " + cudaGetErrorString(error));
+}
+
+// Makes a device current for as long as it lives.
+class OnDevice {
+public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_), "device", "");
+    if (before_ != device)
+      check(cudaSetDevice(device), "device", "");
+  }
+  ~OnDevice() { cudaSetDevice(before_); }
+
+private:
+  int before_ = 0;
+};
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const char *what, const char *dtype, dim3 grid, const Plan &plan,
+            const Where &where, const Arguments &...arguments) {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attribute = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(plan.threads);
+  config.dynamicSmemBytes = plan.shared;
+  config.stream = static_cast<cudaStream_t>(where.stream);
+  if (plan.form == Form::cluster) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = plan.cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, plan.cluster > 8), what, dtype);
+  }
+  if (plan.shared > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared)), what, dtype);
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), what, dtype);
+}
+
+inline unsigned blocks_for(int64_t work, int64_t of_a_block) { return unsigned((work + of_a_block - 1) / of_a_block); }
+
+template <class Work> void launch_rows(const Work &work, const typename Work::Call &call, const Where &where) {
+  if (call.rows == 0)
+    return;
+  const OnDevice guard(where.device);
+  using Element = typename Work::Element;
+  const Plan plan =
+      plan_for(call.vocab, sizeof(typename Element::Stored), Work::tensors, {where.shared, where.largest_cluster});
+  if (call.rows > 0x7fffffff / plan.cluster)
+    throw std::runtime_error("kdkernels: more rows than a grid holds");
+  const unsigned rows = static_cast<unsigned>(call.rows);
+  switch (plan.form) {
+  case Form::lanes:
+    return launch(rows_by_lanes<Work>, Work::name, Element::name, dim3(blocks_for(rows, kLanesThreads / plan.lanes)),
+                  plan, where, call, work, plan.lanes);
+  case Form::block:
+    return launch(rows_by_blocks<Work, true>, Work::name, Element::name, dim3(rows), plan, where, call, work);
+  case Form::cluster:
+    return launch(rows_by_clusters<Work>, Work::name, Element::name, dim3(rows * plan.cluster), plan, where, call,
+                  work);
+  case Form::streaming:
+    return launch(rows_by_blocks<Work, false>, Work::name, Element::name, dim3(rows), plan, where, call, work);
+  }
+}
+
+template <class Element> void launch_trilateral_gradient(const Trilateral &call, const Where &where) {
+  if (call.rows == 0)
+    return;
+  const OnDevice guard(where.device);
+  const dim3 grid(unsigned(call.rows), blocks_for(call.vocab, kThreads * kColumnSteps));
+  launch(trilateral_gradient<Element>, "trilateral_backward", Element::name, grid, {Form::block, kThreads, 0, 1, 0},
+         where, call);
+}
+
+template <class Element> void launch_scale(const kd_calls::Scale &call, const Where &where) {
+  if (call.rows == 0)
+    return;
+  const OnDevice guard(where.device);
+  const dim3 grid(unsigned(call.rows), blocks_for(call.vocab, kThreads * kColumnSteps));
+  launch(scale_rows<Element>, "scale_rows", Element::name, grid, {Form::block, kThreads, 0, 1, 0}, where, call);
+}
+
+} // namespace KD_NAMESPACE
