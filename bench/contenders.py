@@ -1,9 +1,9 @@
-"""Who takes part in a case, each behind the same call: student logits in, output (a scalar, or softmax's rows) out."""
+"""Who takes part in a case, each behind the same call: student logits in, output (a scalar, or rows) out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 import kdkernels as kd
 
 from . import peers, rivals
-from .cases import ALPHA, Case, Inputs
+from .cases import ALPHA, Case, Inputs, loss_of
 
 OURS, INPLACE, EAGER, COMPILED, STREAM = "kdkernels", "kdkernels inplace", "eager", "torch.compile", "torch.add"
 
@@ -25,18 +25,37 @@ class Contender:
 
 
 def names(case: Case, device: str) -> list[str]:
-    ours = [OURS, INPLACE] if case.backward and case.op != "softmax" else [OURS]
-    return [*ours, EAGER, *([COMPILED] if case.compiled else []), *peers.names(case, device)]
+    found = [OURS]
+    if case.backward and case.scalar:
+        found.append(INPLACE)
+    if case.operation.beside:
+        found.append(beside(case.operation.beside))
+    found.append(EAGER)
+    if case.compiled:
+        found.append(COMPILED)
+    return [*found, *peers.names(case, device)]
+
+
+def beside(op: str) -> str:
+    """What our own `op` is called in the cases of another operation."""
+    return f"{OURS} {op}"
+
+
+def solved(name: str, case: Case) -> Case:
+    """The case whose answer a contender has to give: this one, unless it is there for comparison."""
+    other = case.operation.beside
+    return replace(case, op=other) if other and name == beside(other) else case
 
 
 def contender(name: str, case: Case, inputs: Inputs) -> Contender:
     """Raises what the contender's import or set-up raises."""
-    if name in (OURS, INPLACE):
-        return Contender(name, ours(case, inputs, name == INPLACE), name == INPLACE)
+    task = solved(name, case)
+    if name in (OURS, INPLACE) or task != case:
+        return Contender(name, ours(task, inputs, name == INPLACE), name == INPLACE)
     if name == EAGER:
-        function = rivals.formula(case)
+        function = rivals.formula(case, inputs)
     elif name == COMPILED:
-        function = torch.compile(rivals.formula(case), fullgraph=True, dynamic=False)
+        function = torch.compile(rivals.formula(case, inputs), fullgraph=True, dynamic=False)
     else:
         function = peers.formula(name, case)
     return Contender(name, lambda student: function(student, inputs.teacher, inputs.labels))
@@ -47,8 +66,11 @@ def ours(case: Case, inputs: Inputs, inplace: bool = False, backend: str = "auto
     teacher, labels, temperature = inputs.teacher, inputs.labels, case.temperature
     if case.op == "softmax":
         return lambda student: kd.softmax(student, temperature=temperature, backend=backend)
+    if case.op in ("trilateral_distances", "trilateral_class_mean"):
+        mean = inputs.class_mean
+        return lambda student: kd.trilateral_distances(student, teacher, labels, mean, backend=backend)
     options = {"temperature": temperature, "inplace": inplace, "backend": backend}
     if case.op == "distillation":
         return lambda student: kd.distillation(student, teacher, labels, alpha=ALPHA, **options)
-    loss = kd.LOSSES[case.op]()
+    loss = loss_of(case.op, case.vocab, teacher.device)
     return lambda student: kd.divergence(student, teacher, loss, **options)

@@ -1,4 +1,7 @@
-"""What a number depends on besides the code: the processor, the versions, the commit."""
+"""What a number depends on besides the code: the processor, the versions, the commit.
+
+``python -m bench.machine cpu`` (or cuda) prints the name that the machine's results have.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import datetime
 import platform
 import re
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,3 +69,7 @@ def _versions() -> dict[str, str]:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+if __name__ == "__main__":  # the name of this machine's results, for scripts
+    print(facts(sys.argv[1])["machine"])

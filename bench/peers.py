@@ -15,9 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import kdkernels as kd
-
-from .cases import Case
+from .cases import Case, loss_of
 from .rivals import Formula
 
 _LIGER_OPS = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation")
@@ -44,7 +42,7 @@ def _generalized_jsd_loss():
 
 
 def _trl(case: Case) -> Formula:
-    function, beta = _generalized_jsd_loss(), kd.LOSSES[case.op]().beta
+    function, beta = _generalized_jsd_loss(), loss_of(case.op, case.vocab).beta
 
     def call(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         # .float(): its trainer sees float32 logits, which is what accelerate makes of a bfloat16 model's output.
@@ -61,7 +59,7 @@ def _liger(case: Case) -> Formula:
     elif case.op == "reverse_kl":
         module = library.LigerJSD(beta=1.0)
     elif case.op == "jensen_shannon":
-        module = library.LigerJSD(beta=kd.LOSSES[case.op]().beta)
+        module = library.LigerJSD(beta=loss_of(case.op, case.vocab).beta)
     else:
         module, normalise = library.LigerTVDLoss(reduction="batchmean"), F.softmax
 

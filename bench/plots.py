@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from .cases import BOTH, DTYPES, HEADLINE, SHAPES, operations
+from .cases import BOTH, DTYPES, HEADLINE, OPERATIONS
 from .contenders import COMPILED, EAGER, INPLACE, OURS, STREAM
 from .results import Record
 
 _COST_SHAPE = "512x32000"
+_SPEEDUP_OPERATIONS = (*HEADLINE, "trilateral_distances")
 
 # Okabe and Ito's palette, told apart with any colour vision; lightness differs too, for print.
 _COLOURS = {
@@ -30,7 +31,7 @@ _CONTENDERS = (*_RIVALS, OURS, INPLACE)
 
 def figures(records: list[Record], machine: str) -> dict[str, Figure]:
     known = {record["case"]: record for record in records}
-    cost = [known[name] for op in operations() if (name := f"{op} {_COST_SHAPE} float32 {BOTH}") in known]
+    cost = [known[name] for op in OPERATIONS if (name := f"{op} {_COST_SHAPE} float32 {BOTH}") in known]
     drawn = {"speedup": _speedup(known, machine)}
     if cost:
         drawn["cost"] = _cost(cost, machine)
@@ -66,7 +67,7 @@ def _bars(axes: Axes, records: list[Record], value: Any, label: str) -> None:
 
 def _places(records: list[Record | None], names: tuple[str, ...]) -> dict[str, list[tuple[int, float, float]]]:
     """name -> (index of the record, where its bar goes, how thick it is): no gaps for those without a number."""
-    thickness = 0.8 / max(1, *(len(_present(record, names)) for record in records))
+    thickness = 0.8 / max(2, *(len(_present(record, names)) for record in records))
     found: dict[str, list] = {}
     for index, record in enumerate(records):
         present = _present(record, names)
@@ -81,11 +82,12 @@ def _present(record: Record | None, names: tuple[str, ...]) -> list[str]:
 
 
 def _speedup(known: dict[str, Record], machine: str) -> Figure:
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(11, 1 + 3 * len(_SPEEDUP_OPERATIONS)), layout="constrained")
     figure.suptitle(f"How many times as fast kdkernels is, value and gradient, {machine}")
-    grid = figure.subplots(len(HEADLINE), len(DTYPES), sharey="row", squeeze=False)
+    figure.get_layout_engine().set(h_pad=0.1)
+    grid = figure.subplots(len(_SPEEDUP_OPERATIONS), len(DTYPES), sharey="row", squeeze=False)
     labelled: dict[str, Any] = {}
-    for op, line in zip(HEADLINE, grid, strict=True):
+    for op, line in zip(_SPEEDUP_OPERATIONS, grid, strict=True):
         for dtype, axes in zip(DTYPES, line, strict=True):
             _speedup_panel(axes, known, op, dtype)
             labelled.update({name: bars for bars, name in zip(*axes.get_legend_handles_labels(), strict=True)})
@@ -96,7 +98,7 @@ def _speedup(known: dict[str, Record], machine: str) -> Figure:
 
 
 def _speedup_panel(axes: Axes, known: dict[str, Record], op: str, dtype: str) -> None:
-    shapes = [f"{rows}x{vocab}" for rows, vocab in SHAPES]
+    shapes = [f"{rows}x{vocab}" for rows, vocab in OPERATIONS[op].shapes]
     records = [known.get(f"{op} {shape} {dtype} {BOTH}") for shape in shapes]
     for name, found in _places(records, _RIVALS).items():
         ratios = [records[index]["contenders"][name]["ratio"] for index, _, _ in found]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import plots, results
-from .cases import BOTH, FORWARD, SHAPES, operations
+from .cases import BOTH, FORWARD, OPERATIONS
 from .contenders import COMPILED, EAGER, INPLACE, OURS, STREAM
 from .results import Record
 from .targets import standings
@@ -56,13 +56,11 @@ def _tables(records: list[Record]) -> list[str]:
     return lines
 
 
-def _order(record: Record) -> tuple[int, int]:
-    return _rank(operations(), record["op"]), _rank(SHAPES, (record["rows"], record["vocab"]))
-
-
-def _rank(known: tuple, item: object) -> int:
-    """Its place in the lists of bench.cases; last for what only old records have."""
-    return known.index(item) if item in known else len(known)
+def _order(record: Record) -> tuple[int, int, int]:
+    """By operation as bench.cases lists them, last what only old records have; then from small to large."""
+    known = tuple(OPERATIONS)
+    rank = known.index(record["op"]) if record["op"] in known else len(known)
+    return rank, record["rows"] * record["vocab"], record["vocab"]
 
 
 def _mode_table(records: list[Record]) -> list[str]:
