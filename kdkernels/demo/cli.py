@@ -13,17 +13,17 @@ import torch
 from . import digits, output, report
 from .experiment import run
 from .methods import METHODS
-from .plot import learning_curves
+from .plot import alpha_histogram, learning_curves
 from .protocol import Protocol
 
-PICTURE, NUMBERS = "learning_curves.png", "results.json"
+CURVES, ALPHAS, NUMBERS = "learning_curves.png", "tgeo_alpha.png", "results.json"
 
 
 def main(arguments: list[str] | None = None) -> int | str:
     """Run the comparison; returns what to give to `sys.exit`."""
     options = parse(arguments)
     try:
-        output.prepare(options.out, (PICTURE, NUMBERS))
+        output.prepare(options.out, (CURVES, ALPHAS, NUMBERS))
     except output.NotOurs as error:
         return str(error)
     torch.set_num_threads(1)  # networks this small lose time to a second thread
@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m kdkernels.demo",
         description="Distils a teacher CNN into small students on scikit-learn's handwritten digits; "
-        f"prints a table and writes {PICTURE} and {NUMBERS}.",
+        f"prints a table and writes {CURVES}, {ALPHAS} and {NUMBERS}.",
     )
     full, quick = Protocol(), Protocol().quick()
     numbers = {"type": positive, "metavar": "N"}
@@ -65,6 +65,8 @@ def compare(protocol: Protocol, out: Path) -> None:
     seconds = perf_counter() - start
     content = report.document(outcomes, rows, teacher, protocol, description, seconds, output.WRITER)
     output.write(out / NUMBERS, content.encode())
-    output.write(out / PICTURE, learning_curves(outcomes, teacher, protocol, output.WRITER))
-    print(f"\n{report.table(rows, teacher)}\n\n{report.notes(rows, protocol)}")
-    print(f"{seconds:.0f} s; wrote {out / PICTURE} and {out / NUMBERS}")
+    output.write(out / CURVES, learning_curves(outcomes, teacher, protocol, output.WRITER))
+    findings = [finding for outcome in outcomes for finding in outcome.findings]
+    output.write(out / ALPHAS, alpha_histogram(findings, output.WRITER))
+    print(f"\n{report.table(rows, teacher)}\n\n{report.notes(rows, protocol)}{report.alpha_note(outcomes)}")
+    print(f"{seconds:.0f} s; wrote {CURVES}, {ALPHAS} and {NUMBERS} to {out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -29,6 +30,8 @@ class Outcome:
     curves: list[list[float]] = field(default_factory=list)
     """One per seed: test accuracies in percent, the last one being the result."""
     clocks: list[LossClock] = field(default_factory=list)
+    findings: list[Any] = field(default_factory=list)
+    """One per seed where the method has something to show of its trained criterion."""
 
     @property
     def setting(self) -> Setting:
@@ -65,7 +68,8 @@ def choose(splits: Splits, outcomes: list[Outcome], protocol: Protocol, bar: tqd
 
 def validated(tasks: list[Task], method: Method, setting: Setting, bar: tqdm) -> Iterator[float]:
     for task in tasks:
-        yield accuracy(train_student(task, method.build, setting), task.splits.validation)
+        student, _ = train_student(task, method.build, setting)
+        yield accuracy(student, task.splits.validation)
         bar.update()
 
 
@@ -78,7 +82,9 @@ def measure(splits: Splits, outcomes: list[Outcome], protocol: Protocol, bar: tq
         for outcome in outcomes:
             bar.set_description(f"seed {seed}: {outcome.method.name}")
             observer = Observer(task, outcome, protocol)
-            train_student(task, outcome.method.build, outcome.setting, observer)
+            student, criterion = train_student(task, outcome.method.build, outcome.setting, observer)
+            if outcome.method.inspect is not None:
+                outcome.findings.append(outcome.method.inspect(task, student, criterion))
             outcome.curves.append(observer.curve)
             outcome.clocks.append(observer.clock)
             bar.update()
@@ -99,4 +105,4 @@ class Observer:
         if done in self.points:
             self.curve.append(accuracy(student, self.task.splits.test))
         if done % self.every == 0:
-            self.clock(logits, batch)
+            self.clock(student, logits, batch)

@@ -9,20 +9,19 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import kdkernels as kd
 
-from .training import Batch, Task
+from . import ptloss, tgeo
+from .training import Batch, Build, Criterion, Task
 
 Setting = Mapping[str, float]
 """A point of a grid. ``lr`` and ``weight_decay`` (0.01 where absent) are the optimizer's, the rest the method's own."""
-Criterion = Callable[[Tensor, Batch], Tensor]
-"""(student logits, batch) -> loss. Where it is an nn.Module, its parameters are trained along with the student's."""
-Build = Callable[[Task, Setting], Criterion]
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Method:
     grid: tuple[Setting, ...]
     eager: Build | None = None
     """The same loss as a user would write it in PyTorch, only timed; None where there is nothing to compare."""
+    inspect: Callable[[Task, nn.Module, Any], Any] | None = None
+    """What is to be shown of a trained criterion: (task, student, criterion) -> finding."""
 
 
 RATES = (1e-2, 3e-2)
@@ -42,18 +43,18 @@ def grid(**axes: tuple[float, ...]) -> tuple[Setting, ...]:
     return tuple(dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
 
 
-def cross_entropy(task: Task, setting: Setting) -> Criterion:
+def cross_entropy(task: Task, setting: Setting, student: nn.Module) -> Criterion:
     return lambda student, batch: F.cross_entropy(student, batch.labels)
 
 
 def distilled(name: str, loss: kd.Loss, eager: Callable[[Tensor, Tensor], Tensor]) -> Method:
     """A loss of this package beside the cross-entropy, over the grid that all of them share."""
 
-    def build(task: Task, setting: Setting) -> Criterion:
+    def build(task: Task, setting: Setting, student: nn.Module) -> Criterion:
         criterion = kd.DistillationLoss(loss, alpha=setting["alpha"], temperature=setting["T"])
         return lambda student, batch: criterion(student, batch.teacher, batch.labels)
 
-    def compose(task: Task, setting: Setting) -> Criterion:
+    def compose(task: Task, setting: Setting, student: nn.Module) -> Criterion:
         alpha, temperature = setting["alpha"], setting["T"]
 
         def criterion(student: Tensor, batch: Batch) -> Tensor:
@@ -87,4 +88,6 @@ METHODS = (
     distilled("KD, forward KL", kd.ForwardKL(), forward_kl),
     distilled("reverse KL", kd.ReverseKL(), reverse_kl),
     distilled("Jensen-Shannon", kd.JensenShannon(), jensen_shannon),
+    Method("PTLoss", ptloss.build, grid(T=(2.0, 4.0), alpha=(0.5, 0.9), lr=RATES), ptloss.compose),
+    Method("TGeo-KD", tgeo.Criterion, grid(T=(2.0, 4.0), ratio_lr=(1e-3, 1e-2), lr=RATES), inspect=tgeo.alphas),
 )

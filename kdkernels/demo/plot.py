@@ -1,4 +1,4 @@
-"""The learning curves as a picture."""
+"""The pictures: learning curves, and how a learnt alpha is distributed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,34 @@ from matplotlib.ticker import MaxNLocator
 
 from .experiment import Outcome
 from .protocol import Protocol, plural
+from .tgeo import Alphas
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell them apart without any colour.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = "os^DvPX*"
+
+
+def alpha_histogram(findings: list[Alphas], writer: str) -> bytes:
+    """A PNG: how alpha lies on the test images that the teacher gets right and on those that it gets wrong."""
+    figure = Figure(figsize=(9, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    edges = np.linspace(0, 1, 41)
+    for which, colour in (("right", COLOURS[1]), ("wrong", COLOURS[2])):
+        values = np.array([alpha for finding in findings for alpha in getattr(finding, which)])
+        if not len(values):
+            continue
+        label = f"teacher {which}: {len(values)} images, mean {values.mean():.2f}"
+        axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), color=colour, alpha=0.55, label=label)
+        axes.axvline(values.mean(), color=colour, linestyle="--", linewidth=1.8)
+    axes.set(xlim=(0, 1), xlabel="alpha, the teacher's share in the loss", ylabel="% of the images")
+    axes.set_title(
+        "TGeo-KD: what the trained controller gives to test images\n"
+        f"after the last epoch of {plural(len(findings), 'seed')}; dashed: means",
+        loc="left",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return png(figure, writer)
 
 
 def learning_curves(outcomes: list[Outcome], teacher: list[float], protocol: Protocol, writer: str) -> bytes:
@@ -42,6 +66,10 @@ def learning_curves(outcomes: list[Outcome], teacher: list[float], protocol: Pro
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
+    return png(figure, writer)
+
+
+def png(figure: Figure, writer: str) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": writer})
     return picture.getvalue()

@@ -43,8 +43,9 @@ class Protocol:
             "Within a seed every method starts from the same weights and sees the same batches; a distilled student is "
             "also given the teacher's logits for those same images, and nothing else. "
             "Each method's learning rate and its own parameters are the best of its grid by validation accuracy over "
-            f"{plural(self.tuning_seeds, 'other seed')}; the test accuracy reported is the one after the last of "
-            f"{plural(self.epochs, 'epoch')}."
+            f"{plural(self.tuning_seeds, 'other seed')}; PTLoss's coefficients and TGeo-KD's alpha come from the "
+            "validation images too (by the quality of proxy teachers, and by gradient); the test accuracy reported is "
+            f"the one after the last of {plural(self.epochs, 'epoch')}."
         )
 
 

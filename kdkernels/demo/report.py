@@ -72,6 +72,19 @@ def words(setting: Setting) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in setting.items())
 
 
+def alpha_note(outcomes: list[Outcome]) -> str:
+    """One line for each method with an alpha per image."""
+    lines = []
+    for outcome in outcomes:
+        if outcome.findings:
+            parts = []
+            for which in ("right", "wrong"):
+                values = [alpha for finding in outcome.findings for alpha in getattr(finding, which)]
+                parts.append(f"{mean(values):.2f} on {len(values)} that the teacher gets {which}" if values else "")
+            lines.append(f"{outcome.method.name}: mean alpha on test images {', '.join(filter(None, parts))}.\n")
+    return "".join(lines)
+
+
 def notes(rows: list[dict[str, Any]], protocol: Protocol) -> str:
     """How to read the table."""
     apart = [row["method"] for row in rows if row["difference"] > AGREE]
@@ -98,7 +111,8 @@ def document(
     methods = []
     for row, outcome in zip(rows, outcomes, strict=True):
         tried = [{"setting": setting, "accuracy": score} for setting, score in outcome.validation]
-        methods.append({**row, "curves": outcome.curves, "tried": tried})
+        findings = [finding._asdict() for finding in outcome.findings]
+        methods.append({**row, "curves": outcome.curves, "tried": tried, "findings": findings})
     content = {
         "written_by": writer,
         "protocol": {"description": description, **asdict(protocol)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from typing import Protocol as Interface
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,22 @@ class Task(NamedTuple):
     teacher: nn.Module
     batches: list[Batch]
     """All steps of a training, in their order."""
+    searched: dict[float, Tensor]
+    """PTLoss's coefficients by temperature, from the first method that asks for them."""
+
+
+class Criterion(Interface):
+    """What a method trains a student with. Where it is an nn.Module, its parameters are trained along.
+
+    One that has a method ``before(batch)`` is called so ahead of the student's forward pass in each step.
+    """
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss, 0-d, of student logits (n, 10)."""
+
+
+Build = Callable[[Task, Any, nn.Module], Criterion]
+"""(task, setting, student) -> criterion."""
 
 
 def make_task(splits: Splits, seed: int, protocol: Protocol) -> Task:
@@ -40,7 +57,7 @@ def make_task(splits: Splits, seed: int, protocol: Protocol) -> Task:
     labelled, _ = splits.train.split(protocol.labelled, seed)
     batches = shuffled(labelled, protocol.batch, protocol.epochs, seed)
     with torch.no_grad():
-        return Task(seed, splits, labelled, teacher, [Batch(*batch, teacher(batch[0])) for batch in batches])
+        return Task(seed, splits, labelled, teacher, [Batch(*batch, teacher(batch[0])) for batch in batches], {})
 
 
 def shuffled(data: Digits, size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -65,25 +82,30 @@ def train_teacher(train: Digits, seed: int, protocol: Protocol) -> nn.Module:
 
 def train_student(
     task: Task,
-    build: Callable[[Task, Any], Callable[[Tensor, Batch], Tensor]],
+    build: Build,
     setting: Any,
     observe: Callable[[int, nn.Module, Tensor, Batch], None] | None = None,
-) -> nn.Module:
-    """The student after its last step. ``observe`` is shown (steps done, student, logits, batch) after each of them."""
+) -> tuple[nn.Module, Criterion]:
+    """The student after its last step, and what it was trained with.
+
+    ``observe`` is shown (steps done, student, logits, batch) after each step.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         student = networks.student()
-        criterion = build(task, setting)  # after the student, so that no method changes its weights
+        criterion = build(task, setting, student)  # after the student, so that no method changes its weights
+        before = getattr(criterion, "before", lambda batch: None)
         extra = criterion.parameters() if isinstance(criterion, nn.Module) else ()
         decay = setting.get("weight_decay", 0.01)
         optimizer = AdamW([*student.parameters(), *extra], setting["lr"], weight_decay=decay)
         schedule = CosineAnnealingLR(optimizer, len(task.batches))
         for done, batch in enumerate(task.batches, 1):
+            before(batch)
             logits = student(batch.images)
             step(optimizer, schedule, criterion(logits, batch))
             if observe is not None:
                 observe(done, student, logits.detach(), batch)
-    return student
+    return student, criterion
 
 
 def step(optimizer: torch.optim.Optimizer, schedule: CosineAnnealingLR, loss: Tensor) -> None:
