@@ -12,8 +12,10 @@
 #ifdef __CUDACC__
 #define KD_FN __host__ __device__ __forceinline__
 #define KD_UNROLL _Pragma("unroll")
+#define KD_ROLLED _Pragma("unroll 1")
 #else
 #define KD_UNROLL _Pragma("GCC unroll 8")
+#define KD_ROLLED _Pragma("GCC unroll 1")
 #define KD_FN inline __attribute__((always_inline))
 #endif
 

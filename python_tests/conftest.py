@@ -55,6 +55,7 @@ TARGETS = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda_build: csrc/cuda compiled by nvcc (about 50 seconds of one core)")
     config.addinivalue_line("markers", "usual_memory: leave torch.empty uninitialised (compilers and memory counts)")
 
 

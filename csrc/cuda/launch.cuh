@@ -15,6 +15,8 @@ namespace KD_NAMESPACE {
 
 using kd_cuda::Where;
 
+static_assert(sizeof(Places) == kPlacesBytes, "plan.h leaves room for them");
+
 template <class Work>
 __global__ void __launch_bounds__(kLanesThreads)
     rows_by_lanes(const __grid_constant__ typename Work::Call call, const __grid_constant__ Work work, int lanes) {
@@ -75,9 +77,11 @@ __global__ void __launch_bounds__(kThreads) scale_rows(const __grid_constant__ k
 }
 
 inline void check(cudaError_t error, const char *what, const char *dtype) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("kdkernels: CUDA kernel ") + what + "<" + dtype +
-                             ">: " + cudaGetErrorString(error));
+  if (error == cudaSuccess)
+    return;
+  cudaGetLastError(); // said here: whoever asks next should not hear of it again
+  throw std::runtime_error(std::string("kdkernels: CUDA kernel ") + what + "<" + dtype +
+                           ">: " + cudaGetErrorString(error));
 }
 
 // Makes a device current for as long as it lives.
@@ -94,26 +98,47 @@ private:
   int before_ = 0;
 };
 
+// A launch's configuration, and the attribute that it points to.
+struct Configuration {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attribute = {};
+
+  template <class Kernel>
+  Configuration(Kernel kernel, const char *what, const char *dtype, dim3 grid, const Plan &plan, const Where &where) {
+    config.gridDim = grid;
+    config.blockDim = dim3(plan.threads);
+    config.dynamicSmemBytes = plan.shared;
+    config.stream = static_cast<cudaStream_t>(where.stream);
+    if (plan.form == Form::cluster) {
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = plan.cluster;
+      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+      config.attrs = &attribute;
+      config.numAttrs = 1;
+      const bool larger = plan.cluster > kPortableCluster;
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, larger), what, dtype);
+    }
+    if (plan.shared > 48 * 1024)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared)), what, dtype);
+  }
+  Configuration(const Configuration &) = delete;
+};
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const char *what, const char *dtype, dim3 grid, const Plan &plan,
             const Where &where, const Arguments &...arguments) {
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attribute = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(plan.threads);
-  config.dynamicSmemBytes = plan.shared;
-  config.stream = static_cast<cudaStream_t>(where.stream);
-  if (plan.form == Form::cluster) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = plan.cluster;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, plan.cluster > 8), what, dtype);
-  }
-  if (plan.shared > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared)), what, dtype);
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), what, dtype);
+  const Configuration made(kernel, what, dtype, grid, plan, where);
+  check(cudaLaunchKernelEx(&made.config, kernel, arguments...), what, dtype);
+}
+
+// Whether the device can hold one such cluster: the largest take a whole neighbourhood of multiprocessors, which a
+// partitioned or cut-down chip may not have.
+template <class Work> bool cluster_fits(const Plan &plan, const Where &where) {
+  const Configuration made(rows_by_clusters<Work>, Work::name, Work::Element::name, dim3(plan.cluster), plan, where);
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, rows_by_clusters<Work>, &made.config), Work::name,
+        Work::Element::name);
+  return clusters > 0;
 }
 
 inline unsigned blocks_for(int64_t work, int64_t of_a_block) { return unsigned((work + of_a_block - 1) / of_a_block); }
@@ -123,8 +148,10 @@ template <class Work> void launch_rows(const Work &work, const typename Work::Ca
     return;
   const OnDevice guard(where.device);
   using Element = typename Work::Element;
-  const Plan plan =
-      plan_for(call.vocab, sizeof(typename Element::Stored), Work::tensors, {where.shared, where.largest_cluster});
+  constexpr int64_t item = sizeof(typename Element::Stored);
+  Plan plan = plan_for(call.vocab, item, Work::tensors, {where.shared, where.largest_cluster});
+  if (plan.cluster > kPortableCluster && !cluster_fits<Work>(plan, where))
+    plan = plan_for(call.vocab, item, Work::tensors, {where.shared, kPortableCluster});
   if (call.rows > 0x7fffffff / plan.cluster)
     throw std::runtime_error("kdkernels: more rows than a grid holds");
   const unsigned rows = static_cast<unsigned>(call.rows);

@@ -21,7 +21,7 @@ struct Plan {
 
 // What of a device matters.
 struct Limits {
-  int64_t shared;      // bytes that a block may ask for
+  int64_t shared;      // bytes that a block may have, its static ones included
   int largest_cluster; // 1 where there are none
 };
 
@@ -29,9 +29,15 @@ struct Limits {
 // more.
 constexpr int64_t kLanesVocab = 1024;
 constexpr int kLanesThreads = 128, kThreads = 512;
-// A row, or its share, of this many bytes leaves room for three blocks on a multiprocessor of 227 KiB: while one waits
-// for memory or at a barrier, another computes.
-constexpr int64_t kComfortable = 72 * 1024;
+// A row, or its share, of this many bytes leaves room for three blocks on a multiprocessor of 228 KiB, each with 5 KiB
+// that are not a row's: while one waits for memory or at a barrier, another computes.
+constexpr int64_t kComfortable = 70 * 1024;
+
+// What every device that has clusters grants.
+constexpr int kPortableCluster = 8;
+
+// What a block has of shared memory beside the staged rows: where its reductions meet (Places in group.cuh).
+constexpr int64_t kPlacesBytes = 4224;
 
 // `tensors` rows of `item` bytes a column are staged per row.
 inline Plan plan_for(int64_t vocab, int64_t item, int tensors, const Limits &limits) {
@@ -46,7 +52,7 @@ inline Plan plan_for(int64_t vocab, int64_t item, int tensors, const Limits &lim
   int blocks = 1;
   while (blocks < limits.largest_cluster && share(blocks) > kComfortable)
     blocks *= 2;
-  if (share(blocks) > limits.shared)
+  if (share(blocks) > limits.shared - kPlacesBytes)
     return {Form::streaming, kThreads, 0, 1, 0};
   return {blocks == 1 ? Form::block : Form::cluster, kThreads, 0, blocks, share(blocks)};
 }

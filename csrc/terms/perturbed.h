@@ -28,20 +28,35 @@ template <class Real, int Orders, Layout layout> struct PerturbedOf {
   }
 
   KD_FN Real coefficient(int m, int64_t column) const {
-    if (layout == Layout::held)
-      return held[layout == Layout::held ? m : 0];
-    return table[m * width + (layout == Layout::by_class || width > 1 ? column : 0)];
+    return layout == Layout::held ? held[layout == Layout::held ? m : 0] : table[m * width + column];
   }
 
-  KD_FN Term<Real> operator()(Real log_ratio, Real q, Real p, int64_t column) const {
-    const int highest = (Orders ? Orders : orders) - 1;
-    const Real x = 1 - q;
-    Real b = coefficient(highest, column), slope = 0; // Horner: B(x), B'(x)
+  // Horner: B(x), B'(x).
+  KD_FN void series(Real x, int64_t column, Real &b, Real &slope) const {
+    slope = 0;
+    if (layout == Layout::either) { // down the table by one address and in a loop: a GPU's registers do not spill
+      const Real *at = table + (orders - 1) * width + (width > 1 ? column : 0);
+      b = *at;
+      KD_ROLLED
+      for (int m = orders - 1; m > 0; --m) {
+        at -= width;
+        slope = slope * x + b;
+        b = b * x + *at;
+      }
+      return;
+    }
+    b = coefficient(Orders - 1, column);
     KD_UNROLL
-    for (int m = highest - 1; m >= 0; --m) {
+    for (int m = Orders - 2; m >= 0; --m) {
       slope = slope * x + b;
       b = b * x + coefficient(m, column);
     }
+  }
+
+  KD_FN Term<Real> operator()(Real log_ratio, Real q, Real p, int64_t column) const {
+    const Real x = 1 - q;
+    Real b, slope;
+    series(x, column, b, slope);
     return {p == 0 ? 0 : p * (log_ratio + x * b), (q - p) - p * q * (b + x * slope)};
   }
 };

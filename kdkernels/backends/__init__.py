@@ -105,6 +105,8 @@ class KernelBackend(Protocol):
     ) -> None:
         """gradient = the derivative of `trilateral` in the student, contracted with `upstream`, in one walk.
 
+        gradient is not the student: the label's logit is read while others write.
+
         upstream and distances are contiguous, in the dtype of the arithmetic. Rows without a label: as in `trilateral`.
         """
 
