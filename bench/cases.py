@@ -73,6 +73,12 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+# On a GPU: rows enough to fill it, in the dtype of its users, and a few long ones that alone do not.
+GPU_SHAPES = ((4096, 100), (8192, 1000), (8192, 32000), (4096, 128256), (16, 128256))
+GPU_SAMPLE_SHAPES = ((8192, 1000), (8192, 32000))
+GPU_RUNS = (("bfloat16", BOTH), ("bfloat16", FORWARD), ("float32", BOTH))
+
+
 @dataclass(frozen=True)
 class Case:
     op: str
@@ -157,6 +163,19 @@ def cases(everything: bool = False) -> list[Case]:
         for rows, vocab in _every_shape(operation) if everything else operation.shapes:
             for dtype, mode in _EVERY if everything else operation.runs:
                 compiled = everything or _compiled(op, vocab, dtype, mode)
+                chosen.append(Case(op, rows, vocab, dtype, mode, compiled))
+    return chosen
+
+
+def gpu_cases() -> list[Case]:
+    """The standard run on a GPU. torch.compile takes part in the headline losses' bfloat16 gradients."""
+    chosen = []
+    for op, operation in OPERATIONS.items():
+        for rows, vocab in GPU_SHAPES if op in HEADLINE else GPU_SAMPLE_SHAPES:
+            if operation.class_mean and vocab > _LARGEST_CLASS_MEAN:
+                continue
+            for dtype, mode in GPU_RUNS if op in HEADLINE else GPU_RUNS[:1]:
+                compiled = op in HEADLINE and dtype == "bfloat16" and mode == BOTH
                 chosen.append(Case(op, rows, vocab, dtype, mode, compiled))
     return chosen
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import kdkernels as kd
+from kdkernels.backends import KERNEL_BACKENDS, resolve
 
 from . import peers, rivals
 from .cases import ALPHA, Case, Inputs, loss_of
@@ -30,15 +31,28 @@ def names(case: Case, device: str) -> list[str]:
         found.append(INPLACE)
     if case.operation.beside:
         found.append(beside(case.operation.beside))
+    found += [beside(backend) for backend in others(case, device)]
     found.append(EAGER)
     if case.compiled:
         found.append(COMPILED)
     return [*found, *peers.names(case, device)]
 
 
-def beside(op: str) -> str:
-    """What our own `op` is called in the cases of another operation."""
-    return f"{OURS} {op}"
+def beside(what: str) -> str:
+    """What our own operation, in the cases of another one, or our own backend, beside the one of "auto", is called."""
+    return f"{OURS} {what}"
+
+
+def others(case: Case, device: str) -> list[str]:
+    """The kernel backends that could run a case and that "auto" does not choose."""
+    place, dtypes = torch.device(device), (getattr(torch, case.dtype),)
+    usual = resolve("auto", place, dtypes)
+    able = [
+        name
+        for name, kernels in KERNEL_BACKENDS.items()
+        if not (kernels.unavailable() or kernels.unsupported(place, dtypes))
+    ]
+    return [name for name in able if name != usual]
 
 
 def solved(name: str, case: Case) -> Case:
@@ -52,6 +66,8 @@ def contender(name: str, case: Case, inputs: Inputs) -> Contender:
     task = solved(name, case)
     if name in (OURS, INPLACE) or task != case:
         return Contender(name, ours(task, inputs, name == INPLACE), name == INPLACE)
+    if name.startswith(f"{OURS} "):
+        return Contender(name, ours(task, inputs, backend=name.removeprefix(f"{OURS} ")))
     if name == EAGER:
         function = rivals.formula(case, inputs)
     elif name == COMPILED:

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from . import machine, results
-from .cases import cases, quick_cases
+from .cases import cases, gpu_cases, quick_cases
 from .contenders import OURS, STREAM
 from .measure import QUICK, Limits, measure
 
@@ -47,7 +47,8 @@ def summary(record: results.Record) -> str:
 def main() -> None:
     options = _arguments()
     torch.set_num_threads(options.threads)
-    chosen = quick_cases() if options.quick else cases(options.all)
+    standard = gpu_cases() if options.device == "cuda" and not options.all else cases(options.all)
+    chosen = quick_cases() if options.quick else standard
     chosen = [case for case in chosen if re.search(options.only, case.name)]
     if options.list:
         print(*(case.name for case in chosen), sep="\n")

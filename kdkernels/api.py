@@ -220,11 +220,8 @@ def _split(weights: Tensor | None, alpha: float | Tensor, scale: float, student:
 
 def _counted_labels(labels: Tensor, mask: Tensor | None, vocab: int, ignore_index: int) -> Tensor | None:
     """Which rows count, (rows,) bool, or None where it is known without asking a device that all of them do."""
-    if mask is None and labels.numel() and checks.readable(labels):
-        least, largest = torch.aminmax(labels)
-        low, high = int(least), int(largest)
-        if low >= 0 and high < vocab and not low <= ignore_index <= high:
-            return None
+    if mask is None and checks.all_classes(labels, vocab, ignore_index):
+        return None
     counted = labels != ignore_index
     if mask is not None:
         counted = counted & mask.reshape(-1)

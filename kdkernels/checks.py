@@ -159,6 +159,15 @@ def readable(value: Tensor) -> bool:
     return value.device.type == "cpu" and not traced(value) and not transformed()
 
 
+def all_classes(value: Tensor, vocab: int, ignore_index: int) -> bool:
+    """Whether it is known, in one look at labels that can be read, that every one is a class and none is ignored."""
+    if not value.numel() or not readable(value):
+        return False
+    least, largest = torch.aminmax(value)
+    low, high = int(least), int(largest)
+    return low >= 0 and high < vocab and not low <= ignore_index <= high
+
+
 def label_range(value: Tensor, counted: Tensor, vocab: int, ignore_index: int) -> None:
     """Raise where a counted row's label is no class, if the labels can be read."""
     if not readable(value):

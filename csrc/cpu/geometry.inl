@@ -5,11 +5,10 @@
 #pragma once
 
 #include "../geometry.h"
+#include "geometry_short.inl"
 #include "side.inl"
 
 namespace KD_NAMESPACE {
-
-using kd_cpu::Trilateral;
 
 template <class Real> struct Geometry {
   const Trilateral &call;
@@ -203,6 +202,8 @@ template <class Real> struct Geometry {
 };
 
 template <class Real> void trilateral(const Trilateral &call, int64_t begin, int64_t end, void *scratch) {
+  if (call.vocab <= kShortVocab)
+    return short_trilateral<Real>(call, begin, end);
   Geometry<Real> geometry(call, scratch);
   for (int64_t row = begin; row < end; ++row) {
     geometry.start(row, row + 1 < end);

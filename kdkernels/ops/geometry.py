@@ -109,9 +109,9 @@ class _Trilateral(Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple:
         student, *tensors, statistics, distances = ctx.saved_tensors
-        with torch.no_grad():
-            gradient = empty_gradient(student)
-            _trilateral_backward(student, Edges(*tensors, *ctx.rest), statistics, distances, upstream, gradient)
+        gradient = empty_gradient(student)
+        arguments = (Edges(*tensors, *ctx.rest), statistics, distances.detach(), upstream.detach(), gradient)
+        _trilateral_backward(student.detach(), *arguments)
         return once(gradient, student), None
 
 
