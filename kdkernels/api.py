@@ -67,8 +67,8 @@ def divergence(
             gradient of the others is 0.
         inplace: let the gradient take the student's buffer. The logits are lost; autograd is told, and a later
             differentiable use of them raises. Eager mode only: ``torch.compile`` plans memory itself and ignores it.
-            Not for a slice such as ``logits[:, :-1]``: shift the labels instead, ``F.pad(labels[:, 1:], (0, 1),
-            value=-100)``, which also spares the second gradient that the slice's own backward makes.
+            Not for a slice such as ``logits[:, :-1]``: shift the labels, ``F.pad(labels[:, 1:], (0, 1), value=-100)``,
+            which also spares the gradient that the slice's own backward makes.
         backend: "auto", or one of ``kd.backends()``; one that was named and cannot run raises.
 
     Returns:
@@ -115,8 +115,7 @@ def distillation(
 
     Args:
         labels: int64 (...), in [0, vocab) or ``ignore_index``. A row that is ignored counts in neither term, as if
-            masked. On a CPU a label outside raises; on a GPU its row becomes NaN (to raise would
-            wait for the device), and so it does under a tracer.
+            masked. On a CPU a label outside raises; on a GPU, or under a tracer, its row is NaN.
         alpha: share of the divergence: a number in [0, 1], or one value per row (...); must not require grad.
         student, teacher, loss, temperature, tau_squared, mask, weight, reduction, normalizer, vocab_size, inplace,
             backend, conventions and errors: as for `divergence`.
@@ -127,6 +126,7 @@ def distillation(
     checks.loss(loss)
     vocab = _check_common(student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size, inplace)
     checks.labels(labels, student)
+    checks.ignore_index(ignore_index)
     checks.alpha(alpha, student)
     labels = labels.reshape(-1).long()
     counted = _counted_labels(labels, mask, vocab, ignore_index)

@@ -84,6 +84,8 @@ def class_mean(value: object, student: Tensor, vocab: int) -> None:
         raise TypeError(f"class_mean must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in LOGIT_DTYPES:
         raise TypeError(f"class_mean must be float32, float16, bfloat16 or float64, got {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"class_mean must be a dense tensor, got layout {value.layout}")
     if tuple(value.shape) != (vocab, vocab):
         raise ValueError(f"class_mean must have shape (C, C) = {(vocab, vocab)}, got {tuple(value.shape)}")
     if value.device != student.device:
@@ -110,8 +112,8 @@ def reduction(value: str, normalizer: object) -> None:
     if isinstance(normalizer, Tensor):
         if normalizer.dim() != 0:
             raise ValueError(f"normalizer must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}")
-        if normalizer.dtype == torch.bool:
-            raise TypeError("normalizer must be a number or a 0-d tensor of one, got torch.bool")
+        if normalizer.dtype == torch.bool or normalizer.is_complex():
+            raise TypeError(f"normalizer must be a number or a 0-d tensor of one, got {normalizer.dtype}")
         _constant("normalizer", normalizer)
     elif isinstance(normalizer, bool) or not isinstance(normalizer, (int, float)):
         raise TypeError(f"normalizer must be a number or a 0-d tensor, got {type(normalizer).__name__}")
@@ -152,6 +154,11 @@ def labels(value: Tensor, student: Tensor) -> None:
     _per_row("labels", value, student)
     if value.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
         raise TypeError(f"labels must be integers (int64), got {value.dtype}")
+
+
+def ignore_index(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"ignore_index must be an int, got {type(value).__name__}")
 
 
 def readable(value: Tensor) -> bool:

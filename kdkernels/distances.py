@@ -59,6 +59,7 @@ def trilateral_distances(
     """
     vocab = checks.pair(student, teacher, vocab_size)
     checks.labels(labels, student)
+    checks.ignore_index(ignore_index)
     checks.class_mean(class_mean, student, vocab)
     labels = labels.reshape(-1).long()
     if not checks.all_classes(labels, vocab, ignore_index):

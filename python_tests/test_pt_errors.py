@@ -17,7 +17,7 @@ REFUSED = {
     "NaN": (torch.tensor([1.0, float("nan")]), ONE, ValueError, "teacher_probs must not be negative or NaN"),
     "infinite": (torch.tensor([float("inf"), 0.0]), ONE, ValueError, "teacher_probs must sum to one"),
     "a list": (T, [1.0], TypeError, "coefficients must be a torch.Tensor"),
-    "integer coefficients": (T, torch.ones(1, dtype=torch.int64), TypeError, "coefficients must be floating"),
+    "integer coefficients": (T, torch.ones(1, dtype=torch.int64), TypeError, "coefficients must be float32"),
     "order 9": (T, torch.ones(9), ValueError, "coefficients must have shape"),
     "order 0": (T, torch.ones(0), ValueError, "coefficients must have shape"),
     "three dimensions": (T, torch.ones(1, 4, 2), ValueError, "coefficients must have shape"),

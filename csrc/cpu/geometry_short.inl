@@ -39,29 +39,53 @@ static void take_labels(const Trilateral &call, int64_t first, int64_t rows, Tri
   }
 }
 
+constexpr int64_t kRun = 16; // columns summed by themselves: the rounding of like terms grows with their number
+
+template <class Real> static void add_run(int64_t begin, int64_t end, TrilateralGroup<Real> &group) {
+  Real sum_q[kLanes] = {}, sum_p[kLanes] = {}, qq[kLanes] = {}, pp[kLanes] = {}, less[kLanes] = {},
+       squared[kLanes] = {};
+  for (int64_t v = begin; v < end; ++v)
+#pragma omp simd
+    for (int64_t row = 0; row < kLanes; ++row) {
+      const Real q = rounded_product(group.student.exponentials[v][row], group.student.share[row]);
+      const Real p = rounded_product(group.teacher.exponentials[v][row], group.teacher.share[row]);
+      const Real difference = q - p;
+      sum_q[row] += q, sum_p[row] += p, qq[row] += q * q, pp[row] += p * p;
+      less[row] += q * difference, squared[row] += difference * difference;
+    }
+#pragma omp simd
+  for (int64_t row = 0; row < kLanes; ++row) {
+    group.q[row] += sum_q[row], group.p[row] += sum_p[row], group.qq[row] += qq[row], group.pp[row] += pp[row];
+    group.q_less_p[row] += less[row], group.squared_q_less_p[row] += squared[row];
+  }
+}
+
+template <class Real> static void add_mean_run(int64_t begin, int64_t end, TrilateralGroup<Real> &group) {
+  Real mm[kLanes] = {}, less[kLanes] = {}, squared[kLanes] = {};
+  for (int64_t v = begin; v < end; ++v)
+#pragma omp simd
+    for (int64_t row = 0; row < kLanes; ++row) {
+      const Real q = rounded_product(group.student.exponentials[v][row], group.student.share[row]);
+      const Real m = group.mean[v][row], difference = q - m;
+      mm[row] += m * m, less[row] += q * difference, squared[row] += difference * difference;
+    }
+#pragma omp simd
+  for (int64_t row = 0; row < kLanes; ++row)
+    group.mm[row] += mm[row], group.q_less_m[row] += less[row], group.squared_q_less_m[row] += squared[row];
+}
+
 template <class Real> static void sum_lanes(int64_t vocab, bool with_mean, TrilateralGroup<Real> &group) {
   for (int64_t row = 0; row < kLanes; ++row) {
     group.q[row] = group.p[row] = group.qq[row] = group.pp[row] = 0;
     group.q_less_p[row] = group.squared_q_less_p[row] = 0;
     group.mm[row] = group.q_less_m[row] = group.squared_q_less_m[row] = 0;
   }
-  for (int64_t v = 0; v < vocab; ++v)
-#pragma omp simd
-    for (int64_t row = 0; row < kLanes; ++row) {
-      const Real q = rounded_product(group.student.exponentials[v][row], group.student.share[row]);
-      const Real p = rounded_product(group.teacher.exponentials[v][row], group.teacher.share[row]);
-      const Real difference = q - p;
-      group.q[row] += q, group.p[row] += p, group.qq[row] += q * q, group.pp[row] += p * p;
-      group.q_less_p[row] += q * difference, group.squared_q_less_p[row] += difference * difference;
-    }
-  for (int64_t v = 0; with_mean && v < vocab; ++v)
-#pragma omp simd
-    for (int64_t row = 0; row < kLanes; ++row) {
-      const Real q = rounded_product(group.student.exponentials[v][row], group.student.share[row]);
-      const Real m = group.mean[v][row], difference = q - m;
-      group.mm[row] += m * m;
-      group.q_less_m[row] += q * difference, group.squared_q_less_m[row] += difference * difference;
-    }
+  for (int64_t begin = 0; begin < vocab; begin += kRun) {
+    const int64_t end = begin + kRun < vocab ? begin + kRun : vocab;
+    add_run(begin, end, group);
+    if (with_mean)
+      add_mean_run(begin, end, group);
+  }
 }
 
 // The distances and statistics of one lane's row.

@@ -42,10 +42,11 @@ std::string unavailable() {
 }
 
 Where where(int device, void *stream) {
-  if (capability(device) < kOldest)
+  const int version = capability(device);
+  if (version < kOldest)
     throw std::runtime_error("kdkernels: CUDA device " + std::to_string(device) + " is older than sm_80");
   // 16 is Hopper's and later data-centre chips' to allow; whether a launch fits is asked before it.
-  const int largest = capability(device) >= 90 && capability(device) < 120 ? 16 : 1;
+  const int largest = version >= 90 && version < 120 ? 16 : 1;
   return {device, stream, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device), largest};
 }
 

@@ -15,7 +15,7 @@ namespace KD_NAMESPACE {
 
 using kd_cuda::Where;
 
-static_assert(sizeof(Places) == kPlacesBytes, "plan.h leaves room for them");
+static_assert(sizeof(Places) <= kPlacesBytes, "plan.h leaves room for them");
 
 template <class Work>
 __global__ void __launch_bounds__(kLanesThreads)
@@ -89,13 +89,18 @@ class OnDevice {
 public:
   explicit OnDevice(int device) {
     check(cudaGetDevice(&before_), "device", "");
-    if (before_ != device)
+    changed_ = before_ != device;
+    if (changed_)
       check(cudaSetDevice(device), "device", "");
   }
-  ~OnDevice() { cudaSetDevice(before_); }
+  ~OnDevice() {
+    if (changed_)
+      cudaSetDevice(before_);
+  }
 
 private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 // A launch's configuration, and the attribute that it points to.
@@ -115,11 +120,14 @@ struct Configuration {
       attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
       config.attrs = &attribute;
       config.numAttrs = 1;
-      const bool larger = plan.cluster > kPortableCluster;
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, larger), what, dtype);
+      if (plan.cluster > kPortableCluster) // never taken back: another thread may be about to launch
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), what, dtype);
     }
-    if (plan.shared > 48 * 1024)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared)), what, dtype);
+    // Without this a launch may ask for 48 KiB less what the kernel has of its own. Always the most there is: the value
+    // is the kernel's, and a thread with shorter rows must not lower it between another's setting and its launch.
+    if (plan.form != Form::lanes && plan.shared > 0)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(where.shared - kPlacesBytes)),
+            what, dtype);
   }
   Configuration(const Configuration &) = delete;
 };
@@ -134,14 +142,33 @@ void launch(void (*kernel)(Parameters...), const char *what, const char *dtype, 
 // Whether the device can hold one such cluster: the largest take a whole neighbourhood of multiprocessors, which a
 // partitioned or cut-down chip may not have.
 template <class Work> bool cluster_fits(const Plan &plan, const Where &where) {
-  const Configuration made(rows_by_clusters<Work>, Work::name, Work::Element::name, dim3(plan.cluster), plan, where);
+  thread_local struct {
+    int device = -1;
+    int64_t shared = 0;
+    bool fits = false;
+  } last; // the question costs a call into the driver
+  if (last.device == where.device && last.shared == plan.shared)
+    return last.fits;
   int clusters = 0;
-  check(cudaOccupancyMaxActiveClusters(&clusters, rows_by_clusters<Work>, &made.config), Work::name,
-        Work::Element::name);
-  return clusters > 0;
+  try {
+    const Configuration made(rows_by_clusters<Work>, Work::name, Work::Element::name, dim3(plan.cluster), plan, where);
+    check(cudaOccupancyMaxActiveClusters(&clusters, rows_by_clusters<Work>, &made.config), Work::name,
+          Work::Element::name);
+  } catch (const std::runtime_error &) {
+    clusters = 0; // a chip that refuses the size holds none
+  }
+  last = {where.device, plan.shared, clusters > 0};
+  return last.fits;
 }
 
 inline unsigned blocks_for(int64_t work, int64_t of_a_block) { return unsigned((work + of_a_block - 1) / of_a_block); }
+
+// A grid's first dimension for so many rows of so many blocks each.
+inline unsigned grid_rows(int64_t rows, int blocks) {
+  if (rows > 0x7fffffff / blocks)
+    throw std::runtime_error("kdkernels: more rows than a grid holds, " + std::to_string(rows));
+  return static_cast<unsigned>(rows);
+}
 
 template <class Work> void launch_rows(const Work &work, const typename Work::Call &call, const Where &where) {
   if (call.rows == 0)
@@ -152,9 +179,7 @@ template <class Work> void launch_rows(const Work &work, const typename Work::Ca
   Plan plan = plan_for(call.vocab, item, Work::tensors, {where.shared, where.largest_cluster});
   if (plan.cluster > kPortableCluster && !cluster_fits<Work>(plan, where))
     plan = plan_for(call.vocab, item, Work::tensors, {where.shared, kPortableCluster});
-  if (call.rows > 0x7fffffff / plan.cluster)
-    throw std::runtime_error("kdkernels: more rows than a grid holds");
-  const unsigned rows = static_cast<unsigned>(call.rows);
+  const unsigned rows = grid_rows(call.rows, plan.cluster);
   switch (plan.form) {
   case Form::lanes:
     return launch(rows_by_lanes<Work>, Work::name, Element::name, dim3(blocks_for(rows, kLanesThreads / plan.lanes)),
@@ -173,7 +198,7 @@ template <class Element> void launch_trilateral_gradient(const Trilateral &call,
   if (call.rows == 0)
     return;
   const OnDevice guard(where.device);
-  const dim3 grid(unsigned(call.rows), blocks_for(call.vocab, kThreads * kColumnSteps));
+  const dim3 grid(grid_rows(call.rows, 1), blocks_for(call.vocab, kThreads * kColumnSteps));
   launch(trilateral_gradient<Element>, "trilateral_backward", Element::name, grid, {Form::block, kThreads, 0, 1, 0},
          where, call);
 }
@@ -182,7 +207,7 @@ template <class Element> void launch_scale(const kd_calls::Scale &call, const Wh
   if (call.rows == 0)
     return;
   const OnDevice guard(where.device);
-  const dim3 grid(unsigned(call.rows), blocks_for(call.vocab, kThreads * kColumnSteps));
+  const dim3 grid(grid_rows(call.rows, 1), blocks_for(call.vocab, kThreads * kColumnSteps));
   launch(scale_rows<Element>, "scale_rows", Element::name, grid, {Form::block, kThreads, 0, 1, 0}, where, call);
 }
 

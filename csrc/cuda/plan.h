@@ -36,8 +36,9 @@ constexpr int64_t kComfortable = 70 * 1024;
 // What every device that has clusters grants.
 constexpr int kPortableCluster = 8;
 
-// What a block has of shared memory beside the staged rows: where its reductions meet (Places in group.cuh).
-constexpr int64_t kPlacesBytes = 4224;
+// What a block has of shared memory beside the staged rows: where its reductions meet (Places in group.cuh, 4224), and
+// 1024 that the driver reserves, on whichever side of the limit it counts them.
+constexpr int64_t kPlacesBytes = 4224 + 1024;
 
 // `tensors` rows of `item` bytes a column are staged per row.
 inline Plan plan_for(int64_t vocab, int64_t item, int tensors, const Limits &limits) {

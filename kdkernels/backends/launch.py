@@ -58,6 +58,8 @@ def over_parts(
     """The three launches of a divergence over parts of rows; False, and nothing is launched, where rows are enough."""
     present = [tensor for tensor in tensors if tensor is not None]
     rows, vocab = present[0].shape
+    if vocab <= split.vocab:
+        return False
     contiguous = aligned(*present)
     width = 16 // present[0].element_size() if contiguous else split.narrow
     tile = split.threads * width

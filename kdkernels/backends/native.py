@@ -16,7 +16,7 @@ except ImportError as error:
     _C = None
     _MISSING = f"the compiled extension is missing ({error}); reinstall kdkernels with a C++ compiler at hand"
 
-# The extension's numbers for dtypes (csrc/cpu/kernels.h).
+# The extension's numbers for dtypes (csrc/calls.h).
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 _NONE = (0, 0, 0)
 _LOSSES: dict[str, int] = {} if _C is None else {name: number for number, name in enumerate(_C.losses())}
@@ -82,7 +82,7 @@ def divergence(
         soft_scale,
         hard_scale,
         parameter,
-        (0, 0, 0) if table is None else (table.data_ptr(), *table.shape),
+        _NONE if table is None else (table.data_ptr(), *table.shape),
         wide,
         _where(student),
     )

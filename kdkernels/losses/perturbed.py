@@ -72,10 +72,12 @@ class Perturbed(Loss):
     _table: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "coefficients", checked(self.coefficients).detach().clone())
-        if not torch.compiler.is_compiling():
-            _look_at(self.coefficients)
-        object.__setattr__(self, "_table", _table_of(self.coefficients))
+        checked(self.coefficients)
+        with torch.inference_mode(False):  # a loss outlives the block that it is made in
+            object.__setattr__(self, "coefficients", self.coefficients.detach().clone())
+            if not torch.compiler.is_compiling():
+                _look_at(self.coefficients)
+            object.__setattr__(self, "_table", _table_of(self.coefficients))
 
     # By identity: Loss compares the fields that it has, which are none, and tensors do not compare to a bool.
     __eq__ = object.__eq__
@@ -93,8 +95,8 @@ class Perturbed(Loss):
 
     def definition(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         distance = 1.0 - log_q.exp()  # not expm1, whose derivative is (q - 1) + 1
-        coefficients = self.coefficients.to(log_q.dtype)
-        series = sum(coefficients[..., m - 1] * distance**m for m in range(1, coefficients.shape[-1] + 1))
+        table = self._table[:, : self.classes].to(log_q.dtype)
+        series = sum(row * distance**m for m, row in enumerate(table, 1))
         return divergence_sum(log_p, log_q) + (log_p.exp() * series).sum(-1)
 
 
@@ -102,8 +104,10 @@ def checked(coefficients: object) -> Tensor:
     """The coefficients, or an error that says what about them is not as it must be."""
     if not isinstance(coefficients, Tensor):
         raise TypeError(f"coefficients must be a torch.Tensor, got {type(coefficients).__name__}")
-    if not coefficients.dtype.is_floating_point:
-        raise TypeError(f"coefficients must be floating point, got {coefficients.dtype}")
+    if coefficients.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise TypeError(f"coefficients must be float32, float16, bfloat16 or float64, got {coefficients.dtype}")
+    if coefficients.layout is not torch.strided:
+        raise TypeError(f"coefficients must be a dense tensor, got layout {coefficients.layout}")
     shape = tuple(coefficients.shape)
     if len(shape) not in (1, 2) or not 1 <= shape[-1] <= LARGEST_ORDER or shape[0] == 0:
         raise ValueError(f"coefficients must have shape (M,) or (C, M) with 1 <= M <= {LARGEST_ORDER}, got {shape}")
@@ -118,10 +122,10 @@ def checked(coefficients: object) -> Tensor:
 
 def _look_at(coefficients: Tensor) -> None:
     """What only the values tell. It waits for a device, once, when the loss is made."""
-    finite, least = torch.isfinite(coefficients).all(), _margin(coefficients).min()
+    finite, least = torch.isfinite(coefficients.float()).all(), _margin(coefficients).min()
     finite, least = torch.stack([finite.to(least.dtype), least]).tolist()
     if not finite:
-        raise ValueError("coefficients must be finite, got an infinity or a NaN among them")
+        raise ValueError("coefficients must be finite in float32, got an infinity, a NaN or a larger number among them")
     if least < 0:
         warnings.warn(
             "some coefficient of order m is below -1/m: the perturbed loss may be non-convex",
@@ -132,7 +136,7 @@ def _look_at(coefficients: Tensor) -> None:
 def _margin(coefficients: Tensor) -> Tensor:
     """eps_m + 1/m: how far each order is from changing the series' sign."""
     orders = torch.arange(1, coefficients.shape[-1] + 1, device=coefficients.device)
-    return coefficients.double() + 1.0 / orders
+    return coefficients.double() + (1.0 / orders.float()).double()
 
 
 def _table_of(coefficients: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.autograd import Function
 from ..backends import KERNEL_BACKENDS, traced
 from ..backends.reference import accumulation_dtype
 from ..rows import as_rows, uneven, written_rows
-from .shared import contiguous, empty_gradient, graph_is_kept, in_tensor, once, register
+from .shared import contiguous, empty_gradient, followed, graph_is_kept, in_tensor, once, register
 
 
 class Scalars(NamedTuple):
@@ -111,7 +111,7 @@ class _Divergence(Function):
             gradient = student.new_empty(0)
             values = _divergence(student, call, None, backend)
             ctx.call = call
-            ctx.save_for_backward(student, *(each for each in call[:_CALL_TENSORS] if _followed(each)))
+            ctx.save_for_backward(student, *(each for each in call[:_CALL_TENSORS] if followed(each)))
             return values, gradient
         # `.data` and not `.detach()`: _Overwritten is about to move the version that an alias would share.
         gradient = student.data if inplace else empty_gradient(student)
@@ -168,11 +168,6 @@ def _eager_gradient(ctx: Any, upstream: Tensor) -> Tensor:
     factor = upstream.reshape(-1).contiguous() if upstream.dim() else upstream
     KERNEL_BACKENDS[ctx.backend].scale_rows(rows, factor)
     return gradient
-
-
-def _followed(tensor: Tensor | None) -> bool:
-    """Whether autograd can watch over a tensor that a deferred gradient will read: not over an inference tensor."""
-    return tensor is not None and not tensor.is_inference()
 
 
 def _upstream_first(call: Call, student: Tensor, upstream: Tensor) -> Call:

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from ..backends import KERNEL_BACKENDS, STATISTICS, traced
 from ..backends.reference import accumulation_dtype
 from ..rows import as_rows, uneven, written_rows
-from .shared import empty_gradient, once, register
+from .shared import empty_gradient, followed, once, register
 
 
 class Edges(NamedTuple):
@@ -102,15 +102,15 @@ class _Trilateral(Function):
     def forward(ctx: Any, student: Tensor, edges: Edges) -> Tensor:
         statistics = _empty_statistics(student, edges)
         distances = _trilateral(student, edges, statistics)
-        ctx.rest = edges[3:]
-        ctx.save_for_backward(student, *edges[:3], statistics, distances)
+        ctx.edges = edges
+        ctx.save_for_backward(student, statistics, distances, *(each for each in edges[:3] if followed(each)))
         return distances
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple:
-        student, *tensors, statistics, distances = ctx.saved_tensors
+        student, statistics, distances, *_ = ctx.saved_tensors
         gradient = empty_gradient(student)
-        arguments = (Edges(*tensors, *ctx.rest), statistics, distances.detach(), upstream.detach(), gradient)
+        arguments = (ctx.edges, statistics, distances.detach(), upstream.detach(), gradient)
         _trilateral_backward(student.detach(), *arguments)
         return once(gradient, student), None
 

@@ -17,6 +17,11 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
+def followed(tensor: Tensor | None) -> bool:
+    """Whether autograd can watch over a tensor that backward will read: not over an inference tensor."""
+    return tensor is not None and not tensor.is_inference()
+
+
 def empty_gradient(student: Tensor) -> Tensor:
     return torch.empty(student.shape, dtype=student.dtype, device=student.device)
 

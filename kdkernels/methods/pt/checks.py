@@ -58,7 +58,8 @@ def examples(name: str, value: Tensor, labels: object) -> None:
         raise ValueError(f"labels must have shape ({rows},), one for each row of {name}, got {tuple(labels.shape)}")
     if labels.device != value.device:
         raise ValueError(f"labels must be on the device of {name}, {value.device}, got {labels.device}")
-    wrong = (labels < 0) | (labels >= classes)
+    wide = labels.long()  # a comparison with a number wraps it into the dtype: 300 is 44 in uint8
+    wrong = (wide < 0) | (wide >= classes)
     if bool(wrong.any()):
         raise ValueError(f"labels must lie in [0, {classes}), got {int(labels[wrong][0])}")
 
@@ -72,7 +73,7 @@ def teacher_logits(value: object) -> None:
 
 
 def orders(value: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(value, (int, str)):
+    if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"orders must be a sequence of ints such as (1, 2, 3), got {value!r}")
     several = tuple(value)
     if not several:

@@ -33,8 +33,8 @@ class ClassMeans(nn.Module):
     def __init__(self, num_classes: int, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         arguments.at_least_one("num_classes", num_classes)
-        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+        if dtype not in checks.LOGIT_DTYPES:
+            raise TypeError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
         self.num_classes = num_classes
         self.register_buffer("sums", torch.zeros(num_classes, num_classes, dtype=dtype))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))

@@ -36,9 +36,9 @@ class FusionRatio(nn.Module):
             into a buffer, which the state_dict carries.
 
     Call: ``ratio(student, teacher, labels)`` with logits (..., C), of which no gradient is taken, and int64 labels
-    (...); returns alpha (...) in the dtype of the parameters. A row whose label is -100 is not read; its alpha means
-    nothing, and adds nothing to a gradient that is 0 there. Another label outside [0, C) raises on a CPU and makes
-    alpha NaN on a GPU.
+    (...); returns alpha (...) in the dtype of the parameters (autocast's under autocast). A row whose label is -100 is
+    not read; its alpha means nothing, and adds nothing to a gradient that is 0 there. Another label outside [0, C)
+    raises on a CPU and makes alpha NaN on a GPU or under a tracer.
 
     Raises: TypeError, ValueError where an argument breaks a rule above.
 
@@ -82,8 +82,7 @@ class FusionRatio(nn.Module):
             return self._alpha(self.first(distances.to(self.first.weight.dtype)))
         labels = labels.reshape(-1).long()
         ignored = labels == arguments.IGNORED
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            checks.label_range(labels, ~ignored, self.num_classes, arguments.IGNORED)
+        checks.label_range(labels, ~ignored, self.num_classes, arguments.IGNORED)
         known = (labels >= 0) & (labels < self.num_classes)
         label = torch.where(known, labels, 0)
         S, P = (self._probabilities(logits, ignored) for logits in (student, teacher))
@@ -96,7 +95,7 @@ class FusionRatio(nn.Module):
     def _probabilities(self, logits: Tensor, ignored: Tensor) -> Tensor:
         """softmax (rows, C) in the dtype of the parameters; zeros where ignored, since 0 times a NaN would be NaN."""
         rows = logits.reshape(-1, self.num_classes).to(self.first.weight.dtype)
-        return api.softmax(rows).masked_fill_(ignored.unsqueeze(-1), 0.0)
+        return api.softmax(rows).masked_fill(ignored.unsqueeze(-1), 0.0)
 
     def _folded(self, S: Tensor, P: Tensor, label: Tensor) -> Tensor:
         """The first layer's output (rows, hidden); each block of its weight is (hidden, C)."""

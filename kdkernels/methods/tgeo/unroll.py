@@ -165,4 +165,4 @@ def _root(labels: Tensor, logits: Tensor) -> Tensor:
     gradients would underflow if divided by N, and the weights', sums over the rows, overflow if not divided at all.
     """
     checks.labels(labels, logits)
-    return (labels != arguments.IGNORED).sum().clamp_(min=1).to(accumulation_dtype(logits)).sqrt()
+    return (labels.long() != arguments.IGNORED).sum().clamp_(min=1).to(accumulation_dtype(logits)).sqrt()
