@@ -141,7 +141,11 @@ T, L = data()
 BAD = [
     (lambda: tgeo.ClassMeans(0), ValueError, "num_classes must be at least 1, got 0"),
     (lambda: tgeo.ClassMeans(3.0), TypeError, "num_classes must be an int, got float"),
-    (lambda: tgeo.ClassMeans(3, torch.int64), TypeError, "dtype must be a floating-point torch.dtype, got torch.int64"),
+    (
+        lambda: tgeo.ClassMeans(3, torch.int64),
+        TypeError,
+        "dtype must be float32, float16, bfloat16 or float64, got torch.int64",
+    ),
     (lambda: tgeo.class_means(T, L, 8), ValueError, "teacher_logits must have num_classes=8 logits per row, got 7"),
     (lambda: tgeo.class_means([1.0], L, 7), TypeError, "teacher_logits must be a torch.Tensor of logits, got list"),
     (lambda: tgeo.class_means(T, L[:5], 7), ValueError, r"labels must have one value per row, shape \(60,\)"),

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import api, checks
+from ...backends import transformed
 from ...distances import trilateral_distances
 from . import arguments
 
@@ -95,7 +96,9 @@ class FusionRatio(nn.Module):
     def _probabilities(self, logits: Tensor, ignored: Tensor) -> Tensor:
         """softmax (rows, C) in the dtype of the parameters; zeros where ignored, since 0 times a NaN would be NaN."""
         rows = logits.reshape(-1, self.num_classes).to(self.first.weight.dtype)
-        return api.softmax(rows).masked_fill(ignored.unsqueeze(-1), 0.0)
+        softmax, ignored = api.softmax(rows), ignored.unsqueeze(-1)
+        # In place where that is allowed: vmap over the labels alone does not write into what it does not batch.
+        return softmax.masked_fill(ignored, 0.0) if transformed() else softmax.masked_fill_(ignored, 0.0)
 
     def _folded(self, S: Tensor, P: Tensor, label: Tensor) -> Tensor:
         """The first layer's output (rows, hidden); each block of its weight is (hidden, C)."""
