@@ -163,7 +163,7 @@ def ignore_index(value: object) -> None:
 
 def readable(value: Tensor) -> bool:
     """Whether a tensor's values may be looked at: on a device that would wait for it, and a tracer has none."""
-    return value.device.type == "cpu" and not traced(value) and not transformed()
+    return value.is_cpu and not traced(value) and not transformed()
 
 
 def all_classes(value: Tensor, vocab: int, ignore_index: int) -> bool:
@@ -171,7 +171,7 @@ def all_classes(value: Tensor, vocab: int, ignore_index: int) -> bool:
     if not value.numel() or not readable(value):
         return False
     least, largest = torch.aminmax(value)
-    low, high = int(least), int(largest)
+    low, high = least.item(), largest.item()
     return low >= 0 and high < vocab and not low <= ignore_index <= high
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import checks, ops
@@ -61,7 +62,8 @@ def trilateral_distances(
     checks.labels(labels, student)
     checks.ignore_index(ignore_index)
     checks.class_mean(class_mean, student, vocab)
-    labels = labels.reshape(-1).long()
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        labels = labels.reshape(-1).long()
     if not checks.all_classes(labels, vocab, ignore_index):
         checks.label_range(labels, labels != ignore_index, vocab, ignore_index)
     name = resolve(backend, student.device, (student.dtype, teacher.dtype))

@@ -56,7 +56,7 @@ def test_a_class_that_minus_a_hundred_wraps_to_is_counted():
     torch.testing.assert_close(gradient(torch.uint8), gradient(torch.int64))
 
 
-@pytest.mark.parametrize("vocab", (16, 100, 112, 113, 1000))
+@pytest.mark.parametrize("vocab", (16, 100, 192, 193, 1000))
 def test_equal_logits_do_not_add_up_their_rounding(where, vocab):
     """A head of zeros: all terms of a sum round alike."""
     zeros, labels = torch.zeros(64, vocab, device=where.device), torch.arange(64, device=where.device) % vocab

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../geometry.h"
-#include "geometry_short.inl"
+#include "geometry_short_pull.inl"
 #include "side.inl"
 
 namespace KD_NAMESPACE {
@@ -212,6 +212,8 @@ template <class Real> void trilateral(const Trilateral &call, int64_t begin, int
 }
 
 template <class Real> void trilateral_backward(const Trilateral &call, int64_t begin, int64_t end, void *scratch) {
+  if (call.vocab <= kShortPullVocab)
+    return short_trilateral_backward<Real>(call, begin, end);
   Geometry<Real> geometry(call, scratch);
   for (int64_t row = begin; row < end; ++row) {
     geometry.start(row, row + 1 < end);

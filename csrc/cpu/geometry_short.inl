@@ -1,4 +1,4 @@
-// The geometry schedule's forward for short rows: kLanes rows at once, one per vector lane, as in short.inl.
+// The geometry schedule for short rows: kLanes rows at once, one per vector lane, as in short.inl.
 #pragma once
 
 #include "../geometry.h"
@@ -9,129 +9,171 @@ namespace KD_NAMESPACE {
 using kd_cpu::Trilateral;
 
 template <class Real> struct TrilateralGroup {
-  typename Group<Real>::Side student, teacher;
-  Real mean[kShortVocab][kLanes];
-  Real known[kLanes]; // 1 where the lane's row has a label that is a class, else 0
-  TrilateralSums<Real> label[kLanes];
-  Real q[kLanes], p[kLanes], qq[kLanes], pp[kLanes], q_less_p[kLanes], squared_q_less_p[kLanes];
-  Real mm[kLanes], q_less_m[kLanes], squared_q_less_m[kLanes];
+  Columns<Real> student, teacher, mean; // logits, then probabilities; those of the class mean
+  bool known[kLanes];                   // whether the lane's row has a label that is a class
+  int64_t labels[kLanes];               // of known rows, else 0
+
+  void read(const Trilateral &call, int64_t first, int64_t rows) {
+    for (int64_t row = 0; row < kLanes; ++row) {
+      const int64_t label = row < rows ? call.labels[first + row] : -1;
+      known[row] = row < rows && label != call.ignore_index && label >= 0 && label < call.vocab;
+      labels[row] = known[row] ? label : 0;
+    }
+    const auto read = [this](int64_t row) { return known[row]; };
+    const auto at = [first](int64_t row) { return first + row; };
+    read_lanes(call.student, call.vocab, read, at, student);
+    read_lanes(call.teacher, call.vocab, read, at, teacher);
+    if (call.class_mean.data)
+      read_lanes(call.class_mean, call.vocab, read, [this](int64_t row) { return labels[row]; }, mean);
+  }
 };
 
-// Leaves the label's column out of every sum, and keeps what it holds.
-template <class Real>
-static void take_labels(const Trilateral &call, int64_t first, int64_t rows, TrilateralGroup<Real> &group) {
-  Real buffer[kShortVocab];
-  for (int64_t row = 0; row < kLanes; ++row) {
-    const bool known = group.known[row] != 0;
-    const int64_t label = known ? call.labels[first + row] : 0;
-    auto &held = group.label[row] = {};
-    auto &q = group.student.exponentials[label][row], &p = group.teacher.exponentials[label][row];
-    held.label_q = rounded_product(q, group.student.share[row]);
-    held.label_p = rounded_product(p, group.teacher.share[row]);
-    q = p = 0;
-    if (!call.class_mean.data)
-      continue;
-    const Real *mean = known ? load(call.class_mean, label, 0, call.vocab, buffer, Real(0)) : nullptr;
-    for (int64_t v = 0; v < call.vocab; ++v)
-      group.mean[v][row] = known ? mean[v] : Real(0);
-    held.label_m = group.mean[label][row];
-    group.mean[label][row] = 0;
-  }
+template <class Real> struct Peak {
+  Real largest[kLanes], share[kLanes];
+};
+
+// Logits become probabilities.
+template <class Real> static void softmax_lanes(int64_t vocab, Columns<Real> &x, Peak<Real> &peak) {
+  Real sum[kLanes];
+  complete_turn<Real>(vocab, -kInfinity, x);
+  exponentiate_lanes(x, vocab, Real(1), x, peak.largest, sum);
+#pragma omp simd
+  for (int64_t row = 0; row < kLanes; ++row)
+    peak.share[row] = 1 / sum[row];
+  for (int64_t v = 0; v < vocab; ++v)
+#pragma omp simd
+    for (int64_t row = 0; row < kLanes; ++row)
+      x[v][row] *= peak.share[row];
 }
+
+// Sums of each lane's row over the columns other than its label's, and what the label's own holds.
+template <class Real> struct TrilateralLanes {
+  Real q[kLanes], p[kLanes], qq[kLanes], pp[kLanes], q_less_p[kLanes], squared_q_less_p[kLanes];
+  Real mm[kLanes], q_less_m[kLanes], squared_q_less_m[kLanes];
+  Real label_q[kLanes], label_p[kLanes], label_m[kLanes];
+
+  TrilateralSums<Real> of(int64_t row) const {
+    return {q[row],       p[row],        qq[row],
+            pp[row],      q_less_p[row], squared_q_less_p[row],
+            mm[row],      q_less_m[row], squared_q_less_m[row],
+            label_q[row], label_p[row],  label_m[row]};
+  }
+
+  // Leaves the label's column out of every sum that follows, and keeps what it holds.
+  void take_labels(TrilateralGroup<Real> &group, bool with_mean) {
+    for (int64_t row = 0; row < kLanes; ++row) {
+      Real &of_q = group.student[group.labels[row]][row], &of_p = group.teacher[group.labels[row]][row];
+      label_q[row] = of_q, label_p[row] = of_p, label_m[row] = 0;
+      of_q = of_p = 0;
+      if (with_mean) {
+        Real &of_m = group.mean[group.labels[row]][row];
+        label_m[row] = of_m, of_m = 0;
+      }
+    }
+  }
+};
 
 constexpr int64_t kRun = 16; // columns summed by themselves: the rounding of like terms grows with their number
 
-template <class Real> static void add_run(int64_t begin, int64_t end, TrilateralGroup<Real> &group) {
+template <class Real>
+static void add_run(int64_t begin, int64_t end, const TrilateralGroup<Real> &group, TrilateralLanes<Real> &sums) {
   Real sum_q[kLanes] = {}, sum_p[kLanes] = {}, qq[kLanes] = {}, pp[kLanes] = {}, less[kLanes] = {},
        squared[kLanes] = {};
-  for (int64_t v = begin; v < end; ++v)
+  for (int64_t v = begin; v < end; v += kTurn)
 #pragma omp simd
     for (int64_t row = 0; row < kLanes; ++row) {
-      const Real q = rounded_product(group.student.exponentials[v][row], group.student.share[row]);
-      const Real p = rounded_product(group.teacher.exponentials[v][row], group.teacher.share[row]);
-      const Real difference = q - p;
-      sum_q[row] += q, sum_p[row] += p, qq[row] += q * q, pp[row] += p * p;
-      less[row] += q * difference, squared[row] += difference * difference;
+      Real turn[6] = {};
+      KD_UNROLL
+      for (int64_t i = 0; i < kTurn; ++i) {
+        const Real q = group.student[v + i][row], p = group.teacher[v + i][row], difference = q - p;
+        turn[0] += q, turn[1] += p, turn[2] += q * q, turn[3] += p * p;
+        turn[4] += q * difference, turn[5] += difference * difference;
+      }
+      sum_q[row] += turn[0], sum_p[row] += turn[1], qq[row] += turn[2], pp[row] += turn[3];
+      less[row] += turn[4], squared[row] += turn[5];
     }
 #pragma omp simd
   for (int64_t row = 0; row < kLanes; ++row) {
-    group.q[row] += sum_q[row], group.p[row] += sum_p[row], group.qq[row] += qq[row], group.pp[row] += pp[row];
-    group.q_less_p[row] += less[row], group.squared_q_less_p[row] += squared[row];
+    sums.q[row] += sum_q[row], sums.p[row] += sum_p[row], sums.qq[row] += qq[row], sums.pp[row] += pp[row];
+    sums.q_less_p[row] += less[row], sums.squared_q_less_p[row] += squared[row];
   }
 }
 
-template <class Real> static void add_mean_run(int64_t begin, int64_t end, TrilateralGroup<Real> &group) {
+template <class Real>
+static void add_mean_run(int64_t begin, int64_t end, const TrilateralGroup<Real> &group, TrilateralLanes<Real> &sums) {
   Real mm[kLanes] = {}, less[kLanes] = {}, squared[kLanes] = {};
-  for (int64_t v = begin; v < end; ++v)
+  for (int64_t v = begin; v < end; v += kTurn)
 #pragma omp simd
     for (int64_t row = 0; row < kLanes; ++row) {
-      const Real q = rounded_product(group.student.exponentials[v][row], group.student.share[row]);
-      const Real m = group.mean[v][row], difference = q - m;
-      mm[row] += m * m, less[row] += q * difference, squared[row] += difference * difference;
+      Real turn[3] = {};
+      KD_UNROLL
+      for (int64_t i = 0; i < kTurn; ++i) {
+        const Real q = group.student[v + i][row], m = group.mean[v + i][row], difference = q - m;
+        turn[0] += m * m, turn[1] += q * difference, turn[2] += difference * difference;
+      }
+      mm[row] += turn[0], less[row] += turn[1], squared[row] += turn[2];
     }
 #pragma omp simd
   for (int64_t row = 0; row < kLanes; ++row)
-    group.mm[row] += mm[row], group.q_less_m[row] += less[row], group.squared_q_less_m[row] += squared[row];
+    sums.mm[row] += mm[row], sums.q_less_m[row] += less[row], sums.squared_q_less_m[row] += squared[row];
 }
 
-template <class Real> static void sum_lanes(int64_t vocab, bool with_mean, TrilateralGroup<Real> &group) {
-  for (int64_t row = 0; row < kLanes; ++row) {
-    group.q[row] = group.p[row] = group.qq[row] = group.pp[row] = 0;
-    group.q_less_p[row] = group.squared_q_less_p[row] = 0;
-    group.mm[row] = group.q_less_m[row] = group.squared_q_less_m[row] = 0;
-  }
+template <class Real>
+static void sum_lanes(int64_t vocab, bool with_mean, TrilateralGroup<Real> &group, TrilateralLanes<Real> &sums) {
+  sums = {};
+  sums.take_labels(group, with_mean);
+  if (with_mean)
+    complete_turn<Real>(vocab, 0, group.mean);
   for (int64_t begin = 0; begin < vocab; begin += kRun) {
     const int64_t end = begin + kRun < vocab ? begin + kRun : vocab;
-    add_run(begin, end, group);
+    add_run(begin, end, group, sums);
     if (with_mean)
-      add_mean_run(begin, end, group);
+      add_mean_run(begin, end, group, sums);
   }
+}
+
+// What stands for a row without a class as its label: 0 where it is ignored, else NaN.
+template <class Real> static Real missing(const Trilateral &call, int64_t row) {
+  return call.labels[row] == call.ignore_index ? Real(0) : Real(__builtin_nan(""));
 }
 
 // The distances and statistics of one lane's row.
 template <class Real>
-static void write_lane(const Trilateral &call, int64_t first, int64_t row, const TrilateralGroup<Real> &group) {
+static void write_distances(const Trilateral &call, int64_t row, bool known, const TrilateralSums<Real> &sums,
+                            const Real (&peaks)[4]) {
   const bool with_mean = call.class_mean.data != nullptr;
   const int columns = with_mean ? 5 : 3;
-  Real *distances = static_cast<Real *>(call.distances) + (first + row) * columns;
-  Real *kept = call.statistics ? static_cast<Real *>(call.statistics) + (first + row) * kStatistics : nullptr;
-  if (group.known[row] == 0) {
-    const Real missing = call.labels[first + row] == call.ignore_index ? Real(0) : Real(__builtin_nan(""));
+  Real *distances = static_cast<Real *>(call.distances) + row * columns;
+  Real *kept = call.statistics ? static_cast<Real *>(call.statistics) + row * kStatistics : nullptr;
+  if (!known) {
     for (int k = 0; k < columns; ++k)
-      distances[k] = missing;
+      distances[k] = missing<Real>(call, row);
     for (int k = 0; kept && k < kStatistics; ++k)
-      kept[k] = missing;
+      kept[k] = missing<Real>(call, row);
     return;
   }
-  TrilateralSums<Real> sums = group.label[row];
-  sums.q = group.q[row], sums.p = group.p[row], sums.qq = group.qq[row], sums.pp = group.pp[row];
-  sums.q_less_p = group.q_less_p[row], sums.squared_q_less_p = group.squared_q_less_p[row];
-  sums.mm = group.mm[row], sums.q_less_m = group.q_less_m[row], sums.squared_q_less_m = group.squared_q_less_m[row];
   trilateral_distances(sums, with_mean, call.squared, distances);
-  if (kept) {
-    kept[0] = group.student.largest[row], kept[1] = group.student.share[row];
-    kept[2] = group.teacher.largest[row], kept[3] = group.teacher.share[row];
-    kept[4] = sums.q, kept[5] = sums.label_q_less_p(), kept[6] = sums.label_q_less_m();
-    kept[7] = sums.qq, kept[8] = sums.q_less_p, kept[9] = sums.q_less_m;
-  }
+  if (!kept)
+    return;
+  for (int k = 0; k < 4; ++k)
+    kept[k] = peaks[k];
+  kept[4] = sums.q, kept[5] = sums.label_q_less_p(), kept[6] = sums.label_q_less_m();
+  kept[7] = sums.qq, kept[8] = sums.q_less_p, kept[9] = sums.q_less_m;
 }
 
 template <class Real> static void short_trilateral(const Trilateral &call, int64_t begin, int64_t end) {
   TrilateralGroup<Real> group;
+  TrilateralLanes<Real> sums;
+  Peak<Real> student, teacher;
   for (int64_t first = begin; first < end; first += kLanes) {
     const int64_t rows = end - first < kLanes ? end - first : kLanes;
-    for (int64_t row = 0; row < kLanes; ++row) {
-      const int64_t label = row < rows ? call.labels[first + row] : -1;
-      group.known[row] = row < rows && label != call.ignore_index && label >= 0 && label < call.vocab;
-    }
-    transpose_in(call.student, first, rows, call.vocab, group.known, group.known, group.student);
-    transpose_in(call.teacher, first, rows, call.vocab, group.known, group.known, group.teacher);
-    exponentiate_lanes(group.student.logits, call.vocab, Real(1), group.student);
-    exponentiate_lanes(group.teacher.logits, call.vocab, Real(1), group.teacher);
-    take_labels(call, first, rows, group);
-    sum_lanes(call.vocab, call.class_mean.data != nullptr, group);
+    group.read(call, first, rows);
+    softmax_lanes(call.vocab, group.student, student);
+    softmax_lanes(call.vocab, group.teacher, teacher);
+    sum_lanes(call.vocab, call.class_mean.data != nullptr, group, sums);
     for (int64_t row = 0; row < rows; ++row)
-      write_lane(call, first, row, group);
+      write_distances(call, first + row, group.known[row], sums.of(row),
+                      {student.largest[row], student.share[row], teacher.largest[row], teacher.share[row]});
   }
 }
 

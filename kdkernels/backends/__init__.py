@@ -178,8 +178,10 @@ def resolve(requested: str, device: torch.device, dtypes: tuple[torch.dtype, ...
 
 
 def _fastest(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
-    candidates = _PREFERRED.get(device.type, ("triton",))
-    return next((name for name in candidates if not _obstacle(name, device, dtypes)), "reference")
+    for name in _PREFERRED.get(device.type, ("triton",)):
+        if not _obstacle(name, device, dtypes):
+            return name
+    return "reference"
 
 
 def transformed() -> bool:
@@ -191,7 +193,10 @@ def traced(*tensors: Tensor) -> bool:
     """Whether something other than plain eager PyTorch is looking: a compiler, a tracer, a tensor subclass."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state():
         return True
-    return any(type(tensor) not in _PLAIN for tensor in tensors)
+    for tensor in tensors:  # noqa: SIM110 - loops, here and below: a generator costs more to set up than it has to do
+        if type(tensor) not in _PLAIN:
+            return True
+    return False
 
 
 def _obstacle(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:

@@ -66,7 +66,7 @@ def divergence(
 ) -> Tensor:
     rows, vocab = student.shape
     wide = student.dtype == torch.float64 or teacher.dtype == torch.float64
-    values = torch.empty(rows, dtype=torch.float64 if wide else torch.float32, device=student.device)
+    values = student.new_empty(rows, dtype=torch.float64 if wide else torch.float32)
     _C.divergence(
         _LOSSES[loss],
         _matrix(student),
@@ -122,7 +122,7 @@ def trilateral(
     rows, vocab = student.shape
     wide = student.dtype == torch.float64 or teacher.dtype == torch.float64
     dtype = torch.float64 if wide else torch.float32
-    distances = torch.empty(rows, 3 if class_mean is None else 5, dtype=dtype, device=student.device)
+    distances = student.new_empty((rows, 3 if class_mean is None else 5), dtype=dtype)
     _C.trilateral(
         *_matrices(student, teacher, class_mean),
         labels.data_ptr(),

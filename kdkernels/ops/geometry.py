@@ -94,7 +94,7 @@ def _table(edges: Edges) -> Tensor | None:
 
 def _empty_statistics(student: Tensor, edges: Edges) -> Tensor:
     dtype = accumulation_dtype(student, edges.teacher)
-    return torch.empty(math.prod(student.shape[:-1]), STATISTICS, dtype=dtype, device=student.device)
+    return student.new_empty((math.prod(student.shape[:-1]), STATISTICS), dtype=dtype)
 
 
 class _Trilateral(Function):
