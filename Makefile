@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: help setup demo test bench bench-quick report lint format clean
+.PHONY: help setup demo complexity test bench bench-quick report lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## / - /'
@@ -23,6 +23,9 @@ setup: $(VENV)/.extension  ## a virtual environment with the pinned packages and
 
 demo: setup  ## distil a digits classifier with several losses: a table and a picture (CPU, under 3 minutes)
 	$(RUN) -m kdkernels.demo
+
+complexity: setup  ## how complex labels and teachers are for a student, over its training (CPU, under 5 minutes)
+	$(RUN) -m kdkernels.demo.complexity
 
 test: setup  ## every test
 	$(RUN) -m pytest
