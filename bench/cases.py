@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 import kdkernels as kd
+from kdkernels.methods.auxiliary import InstanceBank
+
+from . import auxiliary
 
 SHAPES = ((128, 1000), (4096, 100), (1024, 10), (512, 32000), (256, 128256))
 DTYPES = ("float32", "bfloat16")
@@ -54,6 +57,8 @@ class Operation:
     """Of an output with a row for each row, whose backward is given a tensor; None: a scalar, given 1."""
     class_mean: bool = False
     """Whether it is given a (vocab, vocab) table."""
+    bank: bool = False
+    """Whether its vocabulary are the entries of a bank: `bench.auxiliary`."""
     beside: str | None = None
     """Another of our losses that takes part in the same rounds, for what this one adds to it."""
 
@@ -70,6 +75,7 @@ OPERATIONS: dict[str, Operation] = {
     "softmax": Operation(temperature=2.0, columns="vocab"),
     "trilateral_distances": Operation(_TRILATERAL_SHAPES, _NO_HALF_FORWARD, compiled_from=0, columns=3),
     "trilateral_class_mean": Operation(_CLASS_MEAN_SHAPES, _FLOAT32, compiled_from=0, columns=5, class_mean=True),
+    "auxiliary_divergence": Operation(((256, 16384),), _FLOAT32[:1], compiled_from=0, bank=True),
 }
 
 
@@ -126,6 +132,8 @@ class Case:
     @property
     def units(self) -> int:
         """(rows x vocab) tensors that have to be read or written: the floor of the traffic."""
+        if self.operation.bank:  # products take its time, and they make one of a few rows at a time
+            return 0
         if not self.backward:  # both logits in; softmax: logits in, output out
             return 2
         # A scalar's gradient is written in the walk that reads the logits. With rows, backward waits for its upstream
@@ -143,6 +151,7 @@ class Inputs:
     """What backward is given for an output of rows, of its shape and dtype; None where the output is a scalar."""
     class_mean: Tensor | None = None
     """(vocab, vocab) float32 for the operations that read one."""
+    bank: InstanceBank | None = None
 
 
 def loss_of(op: str, vocab: int, device: torch.device | str = "cpu") -> kd.Loss:
@@ -207,8 +216,9 @@ def inputs(case: Case, device: str) -> Inputs:
     def tiled(rows: Tensor) -> Tensor:
         return rows.to(device).repeat(case.rows // DISTINCT_ROWS, *(1,) * (rows.dim() - 1))
 
-    student = 3.0 * torch.randn(DISTINCT_ROWS, case.vocab, generator=generator)
-    teacher = student + torch.randn(DISTINCT_ROWS, case.vocab, generator=generator)
+    columns = auxiliary.COLUMNS if case.operation.bank else case.vocab
+    student = 3.0 * torch.randn(DISTINCT_ROWS, columns, generator=generator)
+    teacher = student + torch.randn(DISTINCT_ROWS, columns, generator=generator)
     labels = torch.randint(case.vocab, (DISTINCT_ROWS,), generator=generator)
     upstream = class_mean = None
     if not case.scalar:
@@ -216,4 +226,5 @@ def inputs(case: Case, device: str) -> Inputs:
         upstream = tiled(torch.randn(DISTINCT_ROWS, columns, generator=generator).to(getattr(torch, stored)))
     if case.operation.class_mean:
         class_mean = torch.softmax(3.0 * torch.randn(case.vocab, case.vocab, generator=generator), -1).to(device)
-    return Inputs(tiled(student.to(dtype)), tiled(teacher.to(dtype)), tiled(labels), upstream, class_mean)
+    bank = auxiliary.bank(case.vocab, generator, device) if case.operation.bank else None
+    return Inputs(tiled(student.to(dtype)), tiled(teacher.to(dtype)), tiled(labels), upstream, class_mean, bank)

@@ -11,7 +11,7 @@ from torch import Tensor
 import kdkernels as kd
 from kdkernels.backends import KERNEL_BACKENDS, resolve
 
-from . import peers, rivals
+from . import auxiliary, peers, rivals
 from .cases import ALPHA, Case, Inputs, loss_of
 
 OURS, INPLACE, EAGER, COMPILED, STREAM = "kdkernels", "kdkernels inplace", "eager", "torch.compile", "torch.add"
@@ -27,7 +27,7 @@ class Contender:
 
 def names(case: Case, device: str) -> list[str]:
     found = [OURS]
-    if case.backward and case.scalar:
+    if case.backward and case.scalar and not case.operation.bank:
         found.append(INPLACE)
     if case.operation.beside:
         found.append(beside(case.operation.beside))
@@ -85,6 +85,8 @@ def ours(case: Case, inputs: Inputs, inplace: bool = False, backend: str = "auto
     if case.op in ("trilateral_distances", "trilateral_class_mean"):
         mean = inputs.class_mean
         return lambda student: kd.trilateral_distances(student, teacher, labels, mean, backend=backend)
+    if inputs.bank is not None:
+        return auxiliary.ours(teacher, labels, inputs.bank, backend)
     options = {"temperature": temperature, "inplace": inplace, "backend": backend}
     if case.op == "distillation":
         return lambda student: kd.distillation(student, teacher, labels, alpha=ALPHA, **options)

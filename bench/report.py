@@ -77,7 +77,7 @@ def _row(record: Record, others: list[str]) -> list[str]:
     stream = entries[STREAM].get("ratio")
     over_stream = [_times(_over(entries.get(name, {}).get("ratio"), stream)) for name in (OURS, INPLACE)]
     seconds = entries[OURS].get("median_s")
-    rate = record["minimal_bytes"] / seconds / 1e9 if seconds else None
+    rate = record["minimal_bytes"] / seconds / 1e9 if seconds and record["minimal_bytes"] else None
     # The stream moves three tensors in its time; ours moves minimal_bytes in its own.
     share = record["minimal_bytes"] / (3 * record["tensor_bytes"]) * stream if stream else None
     traffic = ["" if rate is None else f"{rate:.1f}", "" if share is None else f"{share:.0%}"]

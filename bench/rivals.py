@@ -19,6 +19,7 @@ from torch import Tensor
 
 import kdkernels as kd
 
+from . import auxiliary
 from .cases import ALPHA, OPERATIONS, Case, Inputs, loss_of
 
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -105,6 +106,9 @@ def _definition(student: Tensor, teacher: Tensor, labels: Tensor, loss: kd.Loss)
 
 
 def formula(case: Case, inputs: Inputs) -> Formula:
+    if inputs.bank is not None:
+        entries = {"features": inputs.bank.features, "probs": inputs.bank.probs, "numbers": inputs.bank.index}
+        return partial(auxiliary.composition, **entries)
     plain = {
         "forward_kl": _forward_kl,
         "reverse_kl": _reverse_kl,

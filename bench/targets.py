@@ -56,6 +56,7 @@ def _targets() -> Iterator[Target]:
     for op in ("trilateral_distances", "trilateral_class_mean"):
         for shape in ("128x100", "4096x100"):
             yield Target(op, shape, EAGER, 3.0)
+    yield Target("auxiliary_divergence", "256x16384", EAGER, 2.0)
 
 
 def standings(records: list[Record]) -> list[Standing]:

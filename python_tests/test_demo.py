@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 import kdkernels
 
-for package in ("matplotlib", "sklearn", "tqdm"):
+for package in ("matplotlib", "safetensors", "sklearn", "tqdm"):
     pytest.importorskip(package, reason="the demo's packages: pip install kdkernels[demo]")
 
 from kdkernels.demo import cli, digits, networks, training  # noqa: E402
@@ -180,11 +180,13 @@ def test_a_rerun_knows_its_own_files(quick, monkeypatch):
     assert cli.main(["--out", str(quick[0] / "demo_results")]) == 0
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "sklearn", "tqdm"])
+@pytest.mark.parametrize("package", ["matplotlib", "safetensors", "sklearn", "tqdm"])
 def test_missing_package_is_named(package, monkeypatch, tmp_path):
     for name in list(sys.modules):
         if name.startswith("kdkernels.demo."):
             monkeypatch.delitem(sys.modules, name)
+            # Where `from . import` looks first.
+            monkeypatch.delattr(kdkernels.demo, name.split(".")[2], raising=False)
         elif name.split(".")[0] == package:
             monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)

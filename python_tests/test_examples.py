@@ -69,6 +69,47 @@ def test_digits(digits_example, tmp_path):
         assert 0 < wrong < right < 1
 
 
+def complexities(printed: str) -> list[dict[str, float]]:
+    """Of each student, the complexity of each of its targets."""
+    blocks = re.split(r"^for .*\n", printed, flags=re.M)[1:]
+    return [
+        {name: float(value) for name, value in re.findall(r"^(\S.*?) +complexity +([\d.]+)", block, re.M)}
+        for block in blocks
+    ]
+
+
+def test_digits_complexity(tmp_path):
+    """What holds by far: a softened teacher is simpler than itself, noise the most complex, and a student that learnt
+    from the big teacher has less left to learn from it."""
+    pytest.importorskip("sklearn", reason="the digits examples' packages: pip install kdkernels[demo]")
+    printed = example(tmp_path, "digits_complexity.py", "--epochs", "5", "--seed", "1")
+    found = accuracies(printed)
+    assert list(found) == ["small teacher", "big teacher", "student"] and min(found.values()) > 50
+    new, taught = complexities(printed)
+    for student in (new, taught):
+        assert list(student) == ["big teacher, T = 4", "big teacher", "small teacher", "labels", "random labels"]
+        assert max(student, key=student.get) == "random labels"
+    assert new["big teacher, T = 4"] < new["big teacher"] < new["labels"]
+    assert taught["big teacher"] < new["big teacher"] and taught["labels"] < new["labels"]
+
+
+def test_digits_online(tmp_path):
+    for package in ("sklearn", "safetensors"):
+        pytest.importorskip(package, reason="the digits examples' packages: pip install kdkernels[demo]")
+    printed = example(tmp_path, "digits_online.py", "--epochs", "5", "--seed", "1")
+    assert "recorded 5 checkpoints" in printed
+    found = accuracies(printed)
+    assert list(found) == ["teacher", "student alone", "KD", "online KD", "side by side"]
+    assert min(found.values()) > 50 and max(found.values()) <= 100
+
+
+def test_digits_auxiliary(tmp_path):
+    pytest.importorskip("sklearn", reason="the digits examples' packages: pip install kdkernels[demo]")
+    found = accuracies(example(tmp_path, "digits_auxiliary.py", "--epochs", "5", "--seed", "1"))
+    assert list(found) == ["teacher", "student alone", "KD", "auxiliary KD", "its bank"]
+    assert min(found.values()) > 50 and max(found.values()) <= 100
+
+
 @pytest.fixture(scope="module")
 def hf():
     """The module of the Trainer example."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-NEEDED = ("matplotlib", "numpy", "sklearn", "tqdm")
+NEEDED = ("matplotlib", "numpy", "safetensors", "sklearn", "tqdm")
 
 
 def _main() -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import kdkernels as kd
 
-from . import ptloss, tgeo
+from . import auxiliary, online, ptloss, tgeo
 from .training import Batch, Build, Criterion, Task
 
 Setting = Mapping[str, float]
@@ -90,4 +90,6 @@ METHODS = (
     distilled("Jensen-Shannon", kd.JensenShannon(), jensen_shannon),
     Method("PTLoss", ptloss.build, grid(T=(2.0, 4.0), alpha=(0.5, 0.9), lr=RATES), ptloss.compose),
     Method("TGeo-KD", tgeo.Criterion, grid(T=(2.0, 4.0), ratio_lr=(1e-3, 1e-2), lr=RATES), inspect=tgeo.alphas),
+    Method("auxiliary KD", auxiliary.Criterion, grid(T=(2.0, 4.0), alpha=(0.5, 0.9), lr=RATES), auxiliary.Composed),
+    Method("online KD", online.build, grid(T=(2.0, 4.0), alpha=(0.5, 0.9), lr=RATES), online.compose),
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-def teacher() -> nn.Module:
+def teacher() -> nn.Sequential:
     """Two convolutions and a hidden layer, 71 thousand parameters."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
@@ -24,9 +24,15 @@ def teacher() -> nn.Module:
     )
 
 
-def student() -> nn.Module:
+def student() -> nn.Sequential:
     """One convolution of eight channels and a linear layer, 1370 parameters."""
     return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+
+
+def asked(network: nn.Sequential, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits (n, 10), and the features (n, 128) that the last layer makes them of."""
+    features = network[:-1](images)
+    return network[-1](features), features
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:

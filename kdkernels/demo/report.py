@@ -94,7 +94,8 @@ def notes(rows: list[dict[str, Any]], protocol: Protocol) -> str:
         "seed; wins: seeds with a gain above 0.\n"
         "loss, eager: the loss's forward and backward per step, through kdkernels and composed in PyTorch, medians on "
         f"the run's own\nbatches of {protocol.batch} x 10 logits. So small a batch times the calls, not the memory "
-        f"traffic that the kernels are for.\n{warning}"
+        "traffic that the kernels are for. Online KD's times\ninclude asking the teacher of the moment.\n"
+        f"{warning}"
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from typing import Protocol as Interface
@@ -11,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from kdkernels.methods.online import TeacherTrajectory
 
 from . import networks
 from .digits import Digits, Splits, shifted
@@ -22,7 +27,15 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
+    index: Tensor
+    """(n,), which of the labelled images they are."""
     teacher: Tensor
+    teacher_features: Tensor
+    """(n, 128), what the teacher's last layer sees of them."""
+    progress: float
+    """The part of the training that is done with this step: above 0, and 1 in the last."""
+    features: Tensor | None = None
+    """(n, 128), what the student's last layer sees of them; None ahead of its forward pass."""
 
 
 class Task(NamedTuple):
@@ -32,6 +45,8 @@ class Task(NamedTuple):
     splits: Splits
     labelled: Digits
     teacher: nn.Module
+    trajectory: TeacherTrajectory
+    """The teacher after each epoch of its own training."""
     batches: list[Batch]
     """All steps of a training, in their order."""
     searched: dict[float, Tensor]
@@ -53,11 +68,25 @@ Build = Callable[[Task, Any, nn.Module], Criterion]
 
 
 def make_task(splits: Splits, seed: int, protocol: Protocol) -> Task:
-    teacher = train_teacher(splits.train, seed, protocol)
+    trajectory = temporary_trajectory()
+    teacher = train_teacher(splits.train, seed, protocol, trajectory)
     labelled, _ = splits.train.split(protocol.labelled, seed)
-    batches = shuffled(labelled, protocol.batch, protocol.epochs, seed)
-    with torch.no_grad():
-        return Task(seed, splits, labelled, teacher, [Batch(*batch, teacher(batch[0])) for batch in batches], {})
+    numbered = Digits(labelled.images, torch.arange(len(labelled)))
+    pairs = list(shuffled(numbered, protocol.batch, protocol.epochs, seed))
+    batches = []
+    for done, (images, index) in enumerate(pairs, 1):
+        with torch.no_grad():
+            logits, features = networks.asked(teacher, images)
+        batches.append(Batch(images, labelled.labels[index], index, logits, features, done / len(pairs)))
+    return Task(seed, splits, labelled, teacher, trajectory, batches, {})
+
+
+def temporary_trajectory() -> TeacherTrajectory:
+    """In a folder that goes when it goes."""
+    folder = tempfile.mkdtemp(prefix="kdkernels-demo-")
+    trajectory = TeacherTrajectory(folder, networks.seeded(networks.teacher, 0))
+    weakref.finalize(trajectory, shutil.rmtree, folder, ignore_errors=True)
+    return trajectory
 
 
 def shuffled(data: Digits, size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -68,15 +97,21 @@ def shuffled(data: Digits, size: int, epochs: int, seed: int) -> Iterator[tuple[
             yield shifted(data.images[rows], generator), data.labels[rows]
 
 
-def train_teacher(train: Digits, seed: int, protocol: Protocol) -> nn.Module:
-    """The teacher after its last epoch, ready to be asked."""
+def train_teacher(
+    train: Digits, seed: int, protocol: Protocol, trajectory: TeacherTrajectory | None = None
+) -> nn.Module:
+    """The teacher after its last epoch, ready to be asked; the trajectory gets it after each."""
+    steps = -(-len(train) // protocol.teacher_batch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of the weights and of the dropout
         model = networks.teacher()
         optimizer = AdamW(model.parameters(), protocol.teacher_lr)
-        schedule = CosineAnnealingLR(optimizer, protocol.teacher_epochs * -(-len(train) // protocol.teacher_batch))
-        for images, labels in shuffled(train, protocol.teacher_batch, protocol.teacher_epochs, seed):
+        schedule = CosineAnnealingLR(optimizer, protocol.teacher_epochs * steps)
+        batches = shuffled(train, protocol.teacher_batch, protocol.teacher_epochs, seed)
+        for done, (images, labels) in enumerate(batches, 1):
             step(optimizer, schedule, F.cross_entropy(model(images), labels))
+            if trajectory is not None and done % steps == 0:
+                trajectory.record(done, model)
     return model.eval()
 
 
@@ -101,10 +136,10 @@ def train_student(
         schedule = CosineAnnealingLR(optimizer, len(task.batches))
         for done, batch in enumerate(task.batches, 1):
             before(batch)
-            logits = student(batch.images)
-            step(optimizer, schedule, criterion(logits, batch))
+            logits, features = networks.asked(student, batch.images)
+            step(optimizer, schedule, criterion(logits, batch._replace(features=features)))
             if observe is not None:
-                observe(done, student, logits.detach(), batch)
+                observe(done, student, logits.detach(), batch._replace(features=features.detach()))
     return student, criterion
 
 

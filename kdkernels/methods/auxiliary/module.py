@@ -1,0 +1,119 @@
+"""The criterion: a projection of the student's features, a bank of the teacher's, and the loss of both."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ... import api
+from ...backends.reference import accumulation_dtype
+from . import arguments
+from .bank import InstanceBank
+from .divergence import Settings, check, reduced
+
+
+class AuxiliaryKD(nn.Module):
+    """T^2 KL(t || p_S) + beta KL(p_T(i|x) || p(i|x)) with a bank of the teacher's features that fills as it trains.
+
+    Per row, with s = softmax(student / T), t = softmax(teacher / T), h^ the projected and normalised feature of the
+    student, v_i and q_i feature and softened prediction of the teacher for the instances i of the bank::
+
+        p(i|x)   = softmax_i(<h^, v_i> / kappa)              p_T(i|x) the same with the teacher's own feature
+        p_aux(y) = sum_i q_i(y) p(i|x)
+        p_S      = (1 - mixture) s + mixture p_aux
+
+    No (B x capacity) tensor exists as a whole; see `auxiliary_divergence`. Nothing of this is there at inference. Give
+    ``criterion.parameters()`` to the optimizer: the projection is trained. A cross-entropy is yours to add.
+
+    Args:
+        student_dim, teacher_dim: of the features, >= 1.
+        num_classes: C >= 1.
+        capacity: of the bank, >= 1.
+        kappa: > 0, a number; 1 / kappa is the concentration of the posterior.
+        mixture: in [0, 1]; 0 is ordinary distillation.
+        beta: >= 0, the weight of the second term.
+        temperature: T > 0, of the logits.
+        projection: a module from (B, student_dim) to (B, teacher_dim); by default a linear layer without bias. Its
+            input has the dtype of its parameters, whatever the features have.
+
+    Call: ``criterion(student, teacher, student_features, teacher_features, index)`` with logits (B, C), features
+    (B, student_dim) and (B, teacher_dim), and the samples' numbers in the data set, (B,) int64. In training mode the
+    batch enters the bank first; in evaluation mode nothing does, and ``index=None`` is allowed. Always left out of a
+    row are the entries of the same sample, however many there are: they hold the answer. ``reduction`` is "mean",
+    "sum" or "none" (one value per row). Returns float32, float64 where an input is; conventions are those of
+    `auxiliary_divergence`.
+
+    Raises:
+        TypeError, ValueError: an argument breaks a rule above; the bank is as it was.
+        RuntimeError: the bank is empty in evaluation mode.
+
+    Source: ours, after the abstract of Peng, Fang, Zhang, Lu, "Knowledge Distillation with Auxiliary Variable", ICML
+    2024: instance membership as the auxiliary variable, whose total probability rewrites the student's prediction. Not
+    the authors' code or equations.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        num_classes: int,
+        *,
+        capacity: int = 16384,
+        kappa: float = 0.1,
+        mixture: float = 0.5,
+        beta: float = 1.0,
+        temperature: float = 4.0,
+        projection: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        arguments.at_least_one("student_dim", student_dim)
+        arguments.at_least_one("teacher_dim", teacher_dim)
+        arguments.settings(Settings(kappa, mixture, beta, temperature))
+        arguments.projection(projection)
+        self.bank = InstanceBank(capacity, teacher_dim, num_classes)
+        self.projection = nn.Linear(student_dim, teacher_dim, bias=False) if projection is None else projection
+        self.student_dim = student_dim
+        self.kappa, self.mixture, self.beta, self.temperature = kappa, mixture, beta, temperature
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        student_features: Tensor,
+        teacher_features: Tensor,
+        index: Tensor | None,
+        *,
+        reduction: str = "mean",
+    ) -> Tensor:
+        arguments.reduction(reduction)
+        if self.training:
+            arguments.given(index)
+        arguments.rows("student_features", student_features, self.student_dim, self.bank.features.device)
+        projected = self.project(student_features)
+        batch = student, teacher, projected, teacher_features, self.bank, self.settings, index
+        check(*batch)
+        if self.training:
+            self.remember(teacher, teacher_features, index)
+        return reduced(*batch, reduction)
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.kappa, self.mixture, self.beta, self.temperature)
+
+    def project(self, features: Tensor) -> Tensor:
+        """The student's features (B, student_dim) among the teacher's, (B, teacher_dim), for `bank.posterior` too."""
+        parameter = next(self.projection.parameters(), None)
+        if parameter is not None and parameter.is_floating_point():
+            features = features.to(parameter.dtype)
+        projected = self.projection(features)
+        arguments.projected(projected, len(features), self.bank.dim)
+        return projected
+
+    @torch.no_grad()
+    def remember(self, teacher: Tensor, teacher_features: Tensor, index: Tensor) -> None:
+        """Push the teacher's features and softened predictions."""
+        t = api.softmax(teacher.to(accumulation_dtype(teacher)), temperature=self.temperature)
+        self.bank.push(teacher_features, t, index)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.settings._asdict().items())
