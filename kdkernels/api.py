@@ -129,7 +129,7 @@ def distillation(
     checks.ignore_index(ignore_index)
     checks.alpha(alpha, student)
     labels = labels.reshape(-1).long()
-    counted = _counted_labels(labels, mask, vocab, ignore_index)
+    counted = checks.counted_labels(labels, mask, vocab, ignore_index)
     weights, scale = _row_weights(student, teacher, counted, weight, reduction, normalizer)
     rows = _split(weights, alpha, scale, student, teacher)
     if tau_squared:
@@ -216,17 +216,6 @@ def _split(weights: Tensor | None, alpha: float | Tensor, scale: float, student:
     if weights is None:
         return _Rows(share, 1.0 - share, scale, scale)
     return _Rows(weights * share, weights * (1.0 - share), scale, scale)
-
-
-def _counted_labels(labels: Tensor, mask: Tensor | None, vocab: int, ignore_index: int) -> Tensor | None:
-    """Which rows count, (rows,) bool, or None where it is known without asking a device that all of them do."""
-    if mask is None and checks.all_classes(labels, vocab, ignore_index):
-        return None
-    counted = labels != ignore_index
-    if mask is not None:
-        counted = counted & mask.reshape(-1)
-    checks.label_range(labels, counted, vocab, ignore_index)
-    return counted
 
 
 def _evaluate(

@@ -166,7 +166,18 @@ def readable(value: Tensor) -> bool:
     return value.is_cpu and not traced(value) and not transformed()
 
 
-def all_classes(value: Tensor, vocab: int, ignore_index: int) -> bool:
+def counted_labels(value: Tensor, mask: Tensor | None, vocab: int, ignore_index: int) -> Tensor | None:
+    """Check labels (rows,); which rows count, or None where it is known without asking a device that all of them do."""
+    if mask is None and _all_classes(value, vocab, ignore_index):
+        return None
+    counted = value != ignore_index
+    if mask is not None:
+        counted = counted & mask.reshape(-1)
+    label_range(value, counted, vocab, ignore_index)
+    return counted
+
+
+def _all_classes(value: Tensor, vocab: int, ignore_index: int) -> bool:
     """Whether it is known, in one look at labels that can be read, that every one is a class and none is ignored."""
     if not value.numel() or not readable(value):
         return False

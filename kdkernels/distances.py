@@ -64,8 +64,7 @@ def trilateral_distances(
     checks.class_mean(class_mean, student, vocab)
     if labels.dim() != 1 or labels.dtype != torch.int64:
         labels = labels.reshape(-1).long()
-    if not checks.all_classes(labels, vocab, ignore_index):
-        checks.label_range(labels, labels != ignore_index, vocab, ignore_index)
+    checks.counted_labels(labels, None, vocab, ignore_index)
     name = resolve(backend, student.device, (student.dtype, teacher.dtype))
     if name != "reference":
         edges = ops.Edges(teacher, labels, class_mean, squared, ignore_index, vocab, name)
