@@ -21,7 +21,7 @@ $(VENV)/.extension: $(VENV)/.packages $(SOURCES)
 
 setup: $(VENV)/.extension  ## a virtual environment with the pinned packages and the compiled extension
 
-demo: setup  ## distil a digits classifier with several losses: a table and a picture (CPU, under 3 minutes)
+demo: setup  ## distil a digits classifier with several losses: a table and two pictures (CPU, under 5 minutes)
 	$(RUN) -m kdkernels.demo
 
 complexity: setup  ## how complex labels and teachers are for a student, over its training (CPU, under 5 minutes)
