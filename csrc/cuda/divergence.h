@@ -12,10 +12,6 @@ namespace KD_NAMESPACE {
 
 using kd_calls::Divergence;
 
-struct BothSums {
-  SoftmaxSum student, teacher;
-};
-
 struct TermSums {
   float f, h;
 };
@@ -64,9 +60,7 @@ template <class Element, bool Staged, class Group> struct DivergenceRow {
     sums.student = student.sum(group, scaled, with_hard);
     if (soft != 0)
       sums.teacher = teacher.sum(group, scaled, false);
-    sums = group.all(sums, [=](const BothSums &a, const BothSums &b) {
-      return BothSums{merged(a.student, b.student, scaled, with_hard), merged(a.teacher, b.teacher, scaled, false)};
-    });
+    sums = group.all(sums, [=](const BothSums &a, const BothSums &b) { return merged(a, b, scaled, with_hard); });
     q = sums.student, p = sums.teacher;
   }
 

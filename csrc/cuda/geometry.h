@@ -43,10 +43,6 @@ KD_FN TrilateralSums<float> added(TrilateralSums<float> a, const TrilateralSums<
   return a;
 }
 
-struct BothPeaks {
-  SoftmaxSum student, teacher;
-};
-
 template <class Element, bool Staged, class Group>
 KD_FN void trilateral_row(const Trilateral &call, const Group &group, int64_t row, char *shared) {
   using Stored = typename Element::Stored;
@@ -67,10 +63,8 @@ KD_FN void trilateral_row(const Trilateral &call, const Group &group, int64_t ro
   const Row<Element, Staged> teacher(call.teacher.data, row * call.teacher.stride + slice.first, slice.columns,
                                      shared + staged_bytes(slice.columns, sizeof(Stored)));
   const ScaledExp<float> natural(1);
-  BothPeaks found{student.sum(group, natural, false), teacher.sum(group, natural, false)};
-  found = group.all(found, [=](const BothPeaks &a, const BothPeaks &b) {
-    return BothPeaks{merged(a.student, b.student, natural, false), merged(a.teacher, b.teacher, natural, false)};
-  });
+  BothSums found{student.sum(group, natural, false), teacher.sum(group, natural, false)};
+  found = group.all(found, [=](const BothSums &a, const BothSums &b) { return merged(a, b, natural, false); });
   const float share_q = 1 / found.student.sum, share_p = 1 / found.teacher.sum;
   TrilateralSums<float> sums = {};
   for (int column = group.thread(); column < slice.columns; column += group.threads()) {

@@ -25,6 +25,15 @@ KD_FN SoftmaxSum merged(SoftmaxSum a, SoftmaxSum b, const ScaledExp<float> tempe
   return both;
 }
 
+struct BothSums {
+  SoftmaxSum student, teacher;
+};
+
+// The student's alone know a sum at temperature 1.
+KD_FN BothSums merged(const BothSums &a, const BothSums &b, const ScaledExp<float> tempered, bool with_hard) {
+  return {merged(a.student, b.student, tempered, with_hard), merged(a.teacher, b.teacher, tempered, false)};
+}
+
 // `Count` logits join: the peak moves once for all of them.
 template <int Count>
 KD_FN void join(SoftmaxSum &total, const float (&z)[Count], const ScaledExp<float> tempered, bool with_hard) {
