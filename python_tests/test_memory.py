@@ -1,14 +1,12 @@
 """What is allocated: no gradient wanted, nothing of (rows x vocab) size; with one, the gradient and nothing else."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from cases import BF16, DEFAULT_LOSSES, F16, F32, F64, logits, name_of, on, pair, per_class
+from run_examples import python
 from torch.profiler import ProfilerActivity, profile
 
 import kdkernels as kd
@@ -222,17 +220,9 @@ def growths_of_a_process():
         print((kilobytes("VmHWM") - before) * 1024 / student.nbytes)
 
 
-def test_nothing_large_is_allocated_behind_pytorch_s_back():
+def test_nothing_large_is_allocated_behind_pytorch_s_back(tmp_path):
     """C++ could take its memory elsewhere, which the profiler does not see and the kernel's high-water mark does."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the high-water mark of resident memory can be reset on Linux only")
-    paths = (str(Path(kd.__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
-    done = subprocess.run(
-        [sys.executable, "-c", "import test_memory; test_memory.growths_of_a_process()"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert [float(line) for line in done.stdout.split()] == pytest.approx([0, 1], abs=0.15)
+    printed = python(tmp_path, "-c", "import test_memory; test_memory.growths_of_a_process()")
+    assert [float(line) for line in printed.split()] == pytest.approx([0, 1], abs=0.15)

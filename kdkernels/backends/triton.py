@@ -150,7 +150,7 @@ def trilateral(
 ) -> Tensor:
     """The distances, (rows, 3) or (rows, 5) float32; see `KernelBackend.trilateral`."""
     from ..kernels.geometry import trilateral_resident, trilateral_streaming
-    from ..kernels.geometry_row import PerRow, Strides, Tensors
+    from ..kernels.geometry_call import PerRow, Strides, Tensors
 
     rows, vocab = student.shape
     distances = torch.empty(rows, 3 if class_mean is None else 5, dtype=torch.float32, device=student.device)
@@ -177,7 +177,7 @@ def trilateral_backward(
 ) -> None:
     """gradient = the derivative of `trilateral` in the student, contracted with `upstream`."""
     from ..kernels.geometry import trilateral_backward as kernel
-    from ..kernels.geometry_row import PerRow, Strides, Tensors
+    from ..kernels.geometry_call import PerRow, Strides, Tensors
 
     tensors = Tensors(student, teacher, class_mean, gradient)
     per_row = PerRow(labels, distances, statistics, upstream)

@@ -1,4 +1,4 @@
-"""What a trilateral kernel is given, and the mathematics of a row that its forms share; csrc/geometry.h has it in C++.
+"""The mathematics of a row of trilateral distances, which the kernel's forms share; csrc/geometry.h has it in C++.
 
 S and P are the softmax of the student and the teacher, G the one-hot label y, M the label's row of a class-mean table.
 
@@ -19,33 +19,6 @@ from .tile import load_logits, load_values
 
 STATISTICS = tl.constexpr(10)
 SMALLEST_DISTANCE = tl.constexpr(1e-18)
-
-
-class Tensors(NamedTuple):
-    """(rows, vocab) tensors and the (vocab, vocab) class mean, pointers in a kernel."""
-
-    student: object
-    teacher: object
-    class_mean: object  # None: three distances, and no code for the others is generated
-    gradient: object  # None in forward
-
-
-class Strides(NamedTuple):
-    """Row strides in elements."""
-
-    student: int
-    teacher: int
-    class_mean: int
-    gradient: int
-
-
-class PerRow(NamedTuple):
-    """labels (rows,) int64; distances and upstream (rows, 3 or 5), statistics (rows, 10): float32, contiguous."""
-
-    labels: object
-    distances: object
-    statistics: object  # None: no gradient is wanted
-    upstream: object  # None in forward
 
 
 class Label(NamedTuple):
