@@ -133,9 +133,9 @@ class _Divergence(Function):
             ctx.logits = ctx.logits if graph_is_kept() else None
         if torch.is_grad_enabled():  # create_graph=True
             with torch.no_grad():
-                gradient = _eager_gradient(ctx, upstream)
+                gradient = _eager_gradient(ctx, saved, upstream)
             return once(gradient, saved), None, None, None
-        return _eager_gradient(ctx, upstream), None, None, None
+        return _eager_gradient(ctx, saved, upstream), None, None, None
 
 
 class _Overwritten(Function):
@@ -151,17 +151,17 @@ class _Overwritten(Function):
         raise RuntimeError("kdkernels: logits that inplace=True had overwritten by their gradient were used again")
 
 
-def _eager_gradient(ctx: Any, upstream: Tensor) -> Tensor:
+def _eager_gradient(ctx: Any, saved: Tensor, upstream: Tensor) -> Tensor:
+    """saved: the student where the gradient is deferred, else the gradient. A checkpoint hands it out only once."""
     kept = graph_is_kept()
     if ctx.deferred:
-        student = ctx.saved_tensors[0]
         overwrite = ctx.inplace and not kept
-        gradient = student.detach() if overwrite else empty_gradient(student)
-        _divergence(student, _upstream_first(ctx.call, student, upstream), gradient, ctx.backend)
+        gradient = saved.detach() if overwrite else empty_gradient(saved)
+        _divergence(saved, _upstream_first(ctx.call, saved, upstream), gradient, ctx.backend)
         if overwrite:
-            torch.autograd.graph.increment_version(student)  # whoever else saved these logits must not read them
+            torch.autograd.graph.increment_version(saved)  # whoever else saved these logits must not read them
         return gradient
-    gradient = ctx.saved_tensors[0].detach()
+    gradient = saved.detach()
     # Whoever keeps the graph may walk it again and may write into what it got: the saved gradient stays as it is.
     gradient = gradient.clone() if kept else gradient
     rows = gradient if gradient.dim() == 2 else gradient.view(-1, gradient.shape[-1])
