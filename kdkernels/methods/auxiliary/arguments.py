@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ... import checks
 
 REDUCTIONS = ("none", "sum", "mean")
-_SMALLEST_KAPPA = 1e-37  # it and its reciprocal are normal float32 numbers
+_SMALLEST = 1e-37  # it and its reciprocal are normal float32 numbers
 
 
 def at_least_one(name: str, value: object) -> None:
@@ -30,7 +30,7 @@ def kappa(value: object) -> None:
     _number("kappa", value)
     if not 0.0 < value < math.inf:
         raise ValueError(f"kappa must be positive and finite, got {value}")
-    if not _SMALLEST_KAPPA <= value <= 1.0 / _SMALLEST_KAPPA:
+    if not _SMALLEST <= value <= 1.0 / _SMALLEST:
         raise ValueError(f"kappa must lie in [1e-37, 1e37], where float32 holds its reciprocal, got {value}")
 
 
@@ -41,8 +41,8 @@ def settings(value: Any) -> None:
     if not 0.0 <= value.mixture <= 1.0:
         raise ValueError(f"mixture must lie in [0, 1], got {value.mixture}")
     _number("beta", value.beta)
-    if not 0.0 <= value.beta < math.inf:
-        raise ValueError(f"beta must be finite and not negative, got {value.beta}")
+    if not 0.0 <= value.beta <= 1.0 / _SMALLEST:
+        raise ValueError(f"beta must lie in [0, 1e37], what float32 holds, got {value.beta}")
     checks.temperature(value.temperature)
 
 
@@ -94,6 +94,8 @@ def index(value: object, count: int, device: torch.device) -> None:
         raise TypeError(f"index must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype != torch.int64:
         raise TypeError(f"index must be int64, got {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"index must be a dense tensor, got layout {value.layout}")
     if value.shape != (count,):
         raise ValueError(f"index must have shape ({count},), one number per sample, got {tuple(value.shape)}")
     on_device("index", value, device)
@@ -107,11 +109,17 @@ def given(value: object) -> None:
         )
 
 
-def projected(value: object, count: int, dim: int) -> None:
+def projected(value: object, count: int, dim: int, device: torch.device) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"projection must return a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in checks.LOGIT_DTYPES:
+        raise TypeError(f"projection must return float32, float16, bfloat16 or float64, got {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"projection must return a dense tensor, got layout {value.layout}")
     if value.shape != (count, dim):
         raise ValueError(f"projection must return shape {(count, dim)}, got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"projection must return a tensor on the bank's device {device}, got {value.device}")
 
 
 def bank(value: object, kind: type) -> None:
@@ -124,13 +132,25 @@ def filled(count: int) -> None:
         raise RuntimeError("the bank is empty: push the teacher's features first (AuxiliaryKD does in training mode)")
 
 
-def position(filled: int, following: int, capacity: int) -> None:
-    """What a state_dict says of the queue."""
+def position(state: object, capacity: int) -> tuple[int, int]:
+    """What a state_dict says of the queue: how many entries it has, and where the next goes."""
+    if not isinstance(state, Tensor) or state.shape != (2,) or state.dtype != torch.int64:
+        came = f"{state.dtype} of shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+        raise ValueError(f"state_dict must hold two int64, entries and place of the next, as extra state, got {came}")
+    filled, following = state.tolist()
     if not (0 <= filled <= capacity and 0 <= following < capacity and (filled == capacity or following == filled)):
         raise ValueError(
             f"state_dict must come from a bank of capacity {capacity}, got one with {filled} entries whose next goes "
             f"to {following}"
         )
+    return filled, following
+
+
+def stored(name: str, value: object, shape: torch.Size) -> None:
+    """A buffer in a state_dict."""
+    came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if came != tuple(shape):
+        raise ValueError(f"state_dict must hold {name} of shape {tuple(shape)}, got {came}")
 
 
 def _number(name: str, value: object) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, distributed, nn
 
 from ...backends.reference import accumulation_dtype
 from . import arguments
+from .graphs import outside_graphs
 from .posterior import Entries, posterior, unit_rows
 
 
@@ -46,14 +47,17 @@ class InstanceBank(nn.Module):
     def __len__(self) -> int:
         return self.filled
 
+    @outside_graphs
     @torch.no_grad()
     def push(self, features: Tensor, probs: Tensor, index: Tensor) -> None:
         """Add copies of a batch; each of them takes the place of the oldest entry once the bank is full.
 
+        A row with a NaN or an infinity, in features or probs, enters as zeros: it would be in every later loss.
+
         Args:
             features: (B, dim) floating point, of any norm: they are normalised here. A row of zeros stays one, whose
                 similarity to everything is 0.
-            probs: (B, C) floating point, a distribution per row; their values are not checked.
+            probs: (B, C) floating point, a distribution per row; that they are one is not checked.
             index: (B,) int64, the sample's number in the data set.
 
         Of a batch beyond the capacity its last `capacity` samples stay. Where torch.distributed is initialised every
@@ -64,6 +68,8 @@ class InstanceBank(nn.Module):
         """
         self.check(features, probs, index)
         unit, _ = unit_rows(features.to(accumulation_dtype(features)))
+        usable = (unit.isfinite().all(-1) & probs.isfinite().all(-1)).unsqueeze(-1)
+        unit, probs = torch.where(usable, unit, 0.0), torch.where(usable, probs, 0.0)
         fresh = _gathered((unit.to(self.features.dtype), probs.to(self.probs.dtype), index))
         count = len(fresh[2])
         skipped = max(0, count - self.capacity)
@@ -82,12 +88,13 @@ class InstanceBank(nn.Module):
         arguments.rows("probs", probs, self.num_classes, device, len(features))
         arguments.index(index, len(features), device)
 
+    @outside_graphs
     @torch.no_grad()
     def posterior(self, features: Tensor, kappa: float, index: Tensor | None = None) -> Tensor:
         """p_aux(y|x) = sum_i q_i(y) softmax_i(<h^, v_i> / kappa), (B, C): a classifier without parameters of its own.
 
-        Equivalent to ``softmax(F.normalize(features) @ v.T / kappa, -1) @ q``, by some 256 rows
-        at a time.
+        Equivalent to ``softmax(F.normalize(features) @ v.T / kappa, -1) @ q``, by chunks of rows
+        (256 for 16,384 entries and on).
 
         Args:
             features: (B, dim) floating point, of any norm, on the bank's device. No gradient is taken.
@@ -116,9 +123,27 @@ class InstanceBank(nn.Module):
         return torch.tensor([self.filled, self.next])
 
     def set_extra_state(self, state: Tensor) -> None:
-        filled, following = state.tolist()
-        arguments.position(filled, following, self.capacity)
-        self.filled, self.next = filled, following
+        self.filled, self.next = arguments.position(state, self.capacity)
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        """All of it or nothing: rows that nobody pushed would enter every posterior."""
+        buffers = dict(self.named_buffers(recurse=False))
+        missing = [key for name in (*buffers, "_extra_state") if (key := prefix + name) not in state_dict]
+        if missing:
+            missing_keys.extend(missing)
+            return
+        try:
+            for name, buffer in buffers.items():
+                arguments.stored(name, state_dict[prefix + name], buffer.shape)
+            arguments.position(state_dict[prefix + "_extra_state"], self.capacity)
+        except ValueError as error:
+            error_msgs.append(f"{prefix or 'bank: '}{error}")
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def extra_repr(self) -> str:
         stored = self.features.dtype

@@ -12,10 +12,12 @@ from ... import api
 from ...backends.reference import accumulation_dtype
 from . import arguments
 from .bank import InstanceBank
+from .graphs import outside_graphs
 from .posterior import unit_rows
-from .walk import Batch, Settings, evaluate
+from .walk import Batch, Settings, Wanted, evaluate
 
 
+@outside_graphs
 def auxiliary_divergence(
     student: Tensor,
     teacher: Tensor,
@@ -38,9 +40,10 @@ def auxiliary_divergence(
         T**2 * F.kl_div(p_S.log(), softmax(teacher / T), reduction="none").sum(-1)
             + beta * F.kl_div(log_softmax(u), log_softmax(ut), log_target=True, reduction="none").sum(-1)
 
-    but the batch is walked in chunks of some 256 rows: three (chunk x entries) tensors are all there ever is, the
-    similarities of both sides and one more, and each chunk leaves its values and its gradients, (B, C) and (B, dim),
-    which backward scales.
+    but the batch is walked in chunks, of 256 rows for 16,384 entries and on: three (chunk x entries) tensors are all of
+    that kind there ever is, the similarities of both sides and one more (on a GPU with ``index`` also one of booleans),
+    and each chunk leaves its values and its gradients, (B, C) and (B, dim), which backward scales. Under torch.compile
+    the graph breaks here.
 
     Args:
         student: logits (B, C), float32, float16, bfloat16 or float64.
@@ -56,7 +59,7 @@ def auxiliary_divergence(
         index: (B,) int64, the samples' numbers: entries of the same number are left out of a row. None: all enter.
 
     Returns:
-        (B,) float32 (float64 where one of the four inputs is), in nats times T^2; gradients for student and
+        (B,) float32 (float64 where one of the four tensors is), in nats times T^2; gradients for student and
         student_features in their dtypes.
 
     Conventions: ``0 log 0 = 0``. Where all entries of a row are its own, p_aux = 0 and there is no second term: the
@@ -71,18 +74,18 @@ def auxiliary_divergence(
     Source: ours, see the package; for mixture = 0, beta = 0 Hinton et al., 2015.
     """
     settings = Settings(kappa, mixture, beta, temperature)
-    check(student, teacher, student_features, teacher_features, bank, settings, index)
+    check(student, teacher, teacher_features, bank, settings, index)
+    arguments.rows("student_features", student_features, bank.dim, bank.features.device, len(student))
     return reduced(student, teacher, student_features, teacher_features, bank, settings, index, "none")
 
 
-def check(student, teacher, student_features, teacher_features, bank, settings: Settings, index) -> None:
-    """Everything but whether the bank is empty."""
+def check(student, teacher, teacher_features, bank, settings: Settings, index) -> None:
+    """Everything but the student's features and whether the bank is empty."""
     arguments.bank(bank, InstanceBank)
     arguments.settings(settings)
     arguments.batch(student, teacher, bank.num_classes)
     device, count = bank.features.device, len(student)
     arguments.on_device("student", student, device)
-    arguments.rows("student_features", student_features, bank.dim, device, count)
     arguments.rows("teacher_features", teacher_features, bank.dim, device, count)
     arguments.constant("teacher_features", teacher_features)
     if index is not None:
@@ -91,16 +94,18 @@ def check(student, teacher, student_features, teacher_features, bank, settings: 
 
 def reduced(student, teacher, student_features, teacher_features, bank, settings, index, reduction: str) -> Tensor:
     """The loss of a batch that has been checked. Without a mixture its first term is left to the fused operator."""
-    plain = None
+    compute, plain = accumulation_dtype(student, teacher, student_features, teacher_features), None
     if settings.mixture == 0:
-        plain = api.divergence(student, teacher, temperature=settings.temperature, reduction=reduction)
+        plain = api.divergence(student, teacher, temperature=settings.temperature, reduction=reduction).to(compute)
         if settings.beta == 0:
             return plain
-    arguments.filled(len(bank))
-    compute = accumulation_dtype(student, teacher, student_features, teacher_features)
-    features, _ = unit_rows(teacher_features.to(compute))
-    batch = Batch(teacher.to(compute), features, bank.entries(compute), index, settings)
-    values = _rows(student, student_features, batch)
+    if len(student):
+        arguments.filled(len(bank))
+        features, _ = unit_rows(teacher_features.to(compute))
+        batch = Batch(teacher.to(compute), features, bank.entries(compute), index, settings)
+        values = _rows(student, student_features, batch)
+    else:  # a process without samples; the bank, too, may hold none
+        values = (student.sum(-1) + student_features.sum(-1)).to(compute)
     if reduction != "none":
         values = values.sum() / max(len(student), 1) if reduction == "mean" else values.sum()
     return values if plain is None else plain + values
@@ -110,7 +115,7 @@ def _rows(student: Tensor, features: Tensor, batch: Batch) -> Tensor:
     with torch.autocast(student.device.type, enabled=False):  # it would round the similarities to bfloat16
         if torch.is_grad_enabled() and (student.requires_grad or features.requires_grad):
             return _Auxiliary.apply(student, features, batch)[0]
-        return evaluate(student, features, batch, False)[0]
+        return evaluate(student, features, batch, Wanted(False, False))[0]
 
 
 class _Auxiliary(Function):
@@ -118,7 +123,7 @@ class _Auxiliary(Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, features: Tensor, batch: Batch) -> tuple[Tensor | None, ...]:
-        values, *gradients = evaluate(student, features, batch, ctx.needs_input_grad[1])
+        values, *gradients = evaluate(student, features, batch, Wanted(*ctx.needs_input_grad[:2]))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = student.dtype, features.dtype

@@ -10,6 +10,7 @@ from ...backends.reference import accumulation_dtype
 from . import arguments
 from .bank import InstanceBank
 from .divergence import Settings, check, reduced
+from .graphs import outside_graphs
 
 
 class AuxiliaryKD(nn.Module):
@@ -23,7 +24,10 @@ class AuxiliaryKD(nn.Module):
         p_S      = (1 - mixture) s + mixture p_aux
 
     No (B x capacity) tensor exists as a whole; see `auxiliary_divergence`. Nothing of this is there at inference. Give
-    ``criterion.parameters()`` to the optimizer: the projection is trained. A cross-entropy is yours to add.
+    ``criterion.parameters()`` to the optimizer: the projection is trained, by either term (with mixture = beta = 0 it
+    has no gradient). In several processes it has to be inside the module that DistributedDataParallel wraps, or each of
+    them trains its own. A cross-entropy is yours to add. Outside a checkpoint only: a second forward would push the
+    batch again. Under torch.compile the graph breaks at the criterion.
 
     Args:
         student_dim, teacher_dim: of the features, >= 1.
@@ -40,12 +44,12 @@ class AuxiliaryKD(nn.Module):
     (B, student_dim) and (B, teacher_dim), and the samples' numbers in the data set, (B,) int64. In training mode the
     batch enters the bank first; in evaluation mode nothing does, and ``index=None`` is allowed. Always left out of a
     row are the entries of the same sample, however many there are: they hold the answer. ``reduction`` is "mean",
-    "sum" or "none" (one value per row). Returns float32, float64 where an input is; conventions are those of
-    `auxiliary_divergence`.
+    "sum" or "none" (one value per row). Returns float32, float64 where the logits, the teacher's features or the
+    projection's output are; conventions are those of `auxiliary_divergence`.
 
     Raises:
-        TypeError, ValueError: an argument breaks a rule above; the bank is as it was.
-        RuntimeError: the bank is empty in evaluation mode.
+        TypeError, ValueError: an argument breaks a rule above, or the projection's output does; the bank is as it was.
+        RuntimeError: the bank is empty in evaluation mode (and the batch is not).
 
     Source: ours, after the abstract of Peng, Fang, Zhang, Lu, "Knowledge Distillation with Auxiliary Variable", ICML
     2024: instance membership as the auxiliary variable, whose total probability rewrites the student's prediction. Not
@@ -75,6 +79,7 @@ class AuxiliaryKD(nn.Module):
         self.student_dim = student_dim
         self.kappa, self.mixture, self.beta, self.temperature = kappa, mixture, beta, temperature
 
+    @outside_graphs
     def forward(
         self,
         student: Tensor,
@@ -88,13 +93,14 @@ class AuxiliaryKD(nn.Module):
         arguments.reduction(reduction)
         if self.training:
             arguments.given(index)
-        arguments.rows("student_features", student_features, self.student_dim, self.bank.features.device)
+        rest = teacher_features, self.bank, self.settings, index
+        check(student, teacher, *rest)
+        device, count = self.bank.features.device, len(student)
+        arguments.rows("student_features", student_features, self.student_dim, device, count)
         projected = self.project(student_features)
-        batch = student, teacher, projected, teacher_features, self.bank, self.settings, index
-        check(*batch)
         if self.training:
             self.remember(teacher, teacher_features, index)
-        return reduced(*batch, reduction)
+        return reduced(student, teacher, projected, *rest, reduction)
 
     @property
     def settings(self) -> Settings:
@@ -106,7 +112,7 @@ class AuxiliaryKD(nn.Module):
         if parameter is not None and parameter.is_floating_point():
             features = features.to(parameter.dtype)
         projected = self.projection(features)
-        arguments.projected(projected, len(features), self.bank.dim)
+        arguments.projected(projected, len(features), self.bank.dim, self.bank.features.device)
         return projected
 
     @torch.no_grad()

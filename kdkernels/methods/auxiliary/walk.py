@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from ... import api
-from .mixture import Mixed, mixture_divergence
+from .mixture import MixtureDivergence
 from .posterior import Entries, Own, chunks, unit_rows
 
 
@@ -19,6 +20,13 @@ class Settings(NamedTuple):
     mixture: float
     beta: float
     temperature: float
+
+
+class Wanted(NamedTuple):
+    """Which gradients."""
+
+    student: bool
+    features: bool
 
 
 class Batch(NamedTuple):
@@ -33,12 +41,13 @@ class Batch(NamedTuple):
     settings: Settings
 
 
-def evaluate(student: Tensor, features: Tensor, batch: Batch, differentiate: bool) -> tuple[Tensor, ...]:
+def evaluate(student: Tensor, features: Tensor, batch: Batch, wanted: Wanted) -> tuple[Tensor | None, ...]:
     """Values (B,), their gradients in the logits (B, C), None without a mixture, and in the features, if wanted."""
     features = features.detach().to(batch.teacher.dtype)
     unit, length = unit_rows(features)
-    walk = _Walk(student.detach(), unit, batch, differentiate)
-    parts = [walk.chunk(part) for part in chunks(len(unit), batch.entries)]
+    walk = _Walk(student.detach(), unit, batch, wanted)
+    with _no_hooks():
+        parts = [walk.chunk(part) for part in chunks(len(unit), batch.entries)]
     values, student_gradient, slope = (
         None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)
     )
@@ -48,11 +57,21 @@ def evaluate(student: Tensor, features: Tensor, batch: Batch, differentiate: boo
     return values, student_gradient, slope
 
 
+def _no_hooks() -> AbstractContextManager:
+    """A user's hooks on saved tensors (offloading, checkpoints) are not for the graph that lives within a chunk."""
+    enabled = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled", lambda: True)
+    return saved_tensors_hooks(_same, _same) if enabled() else nullcontext()
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class _Walk:
     """Over a batch, chunk by chunk; what is here has (B, C) or (B, dim) elements at most."""
 
-    def __init__(self, student: Tensor, unit: Tensor, batch: Batch, differentiate: bool) -> None:
-        self.unit, self.batch, self.differentiate = unit, batch, differentiate
+    def __init__(self, student: Tensor, unit: Tensor, batch: Batch, wanted: Wanted) -> None:
+        self.unit, self.batch, self.wanted = unit, batch, wanted
         self.own = None if batch.index is None else Own(batch.index, batch.entries)
         temperature = batch.settings.temperature
         if batch.settings.mixture:
@@ -67,18 +86,19 @@ class _Walk:
         """
         entries, (kappa, mixture, beta, _) = self.batch.entries, self.batch.settings
         exclude = None if self.own is None else self.own.excluder(part)
-        u = self._similarities(self.unit[part], exclude, watched=self.differentiate and beta > 0)
+        u = self._similarities(self.unit[part], exclude, watched=self.wanted.features and beta > 0)
         values, student, slope = 0.0, None, None
         if mixture:  # before the divergence takes the memory of u
             w = api.softmax(u.detach(), temperature=kappa)
             p_aux = self._zeros(w @ entries.probs, part)
-            values, student, g = self._mixture(p_aux, part)
+            mixed = self._mixture(p_aux, part)
+            values, student = mixed.values, mixed.student() if self.wanted.student else None
         if beta:
             teacher = self._similarities(self.batch.features[part], exclude)
             feature_values, slope = self._posteriors(u, teacher, part)
             values = values + feature_values
-        if mixture and self.differentiate:
-            g /= kappa
+        if mixture and self.wanted.features:
+            g = mixed.p_aux(1.0 / kappa) / kappa
             a = torch.mm(g, entries.probs.T, out=teacher if beta else u.detach())
             a -= (g * p_aux).sum(-1, keepdim=True)
             slope = slope.addcmul_(w, a) if beta else w.mul_(a)
@@ -92,16 +112,16 @@ class _Walk:
             exclude(similarities.detach())
         return similarities
 
-    def _mixture(self, p_aux: Tensor, part: slice) -> Mixed:
-        kappa, mixture, _, temperature = self.batch.settings
-        return mixture_divergence(self.log_s[part], self.log_t[part], p_aux, mixture, temperature, 1.0 / kappa)
+    def _mixture(self, p_aux: Tensor, part: slice) -> MixtureDivergence:
+        _, mixture, _, temperature = self.batch.settings
+        return MixtureDivergence(self.log_s[part], self.log_t[part], p_aux, mixture, temperature)
 
     def _posteriors(self, u: Tensor, teacher: Tensor, part: slice) -> tuple[Tensor, Tensor | None]:
         """beta KL(softmax(teacher / kappa) || softmax(u / kappa)), (rows,), and d/du, which takes the memory of u."""
         kappa, _, beta, _ = self.batch.settings
         weight = u.new_full((len(u),), beta) if self.own is None else beta * self.own.others[part].to(u.dtype)
         options = {"temperature": kappa, "tau_squared": False, "weight": weight, "reduction": "none"}
-        if not self.differentiate:
+        if not self.wanted.features:
             return api.divergence(u, teacher, **options), None
         edge = get_gradient_edge(u)  # now: inplace moves the tensor down the graph
         with torch.enable_grad():
