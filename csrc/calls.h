@@ -7,7 +7,7 @@ namespace kd_calls {
 
 enum class DType : int { float32, float16, bfloat16, float64 };
 
-inline int64_t item_bytes(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+static inline int64_t item_bytes(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 // A (rows, vocab) matrix whose rows are contiguous. Strides in elements.
 struct Matrix {

@@ -178,7 +178,7 @@ template <class Real> struct Walk {
 template <class Real, class Term>
 static void rows_of(const Term &term, const Divergence &call, int64_t begin, int64_t end, void *scratch) {
   if (call.vocab <= kShortVocab)
-    return short_rows<Real>(term, call, begin, end);
+    return short_rows<Real>(term, call, begin, end, scratch);
   Walk<Real> walk(call, scratch);
   for (int64_t v = 0; v < kBlock; ++v)
     walk.zeros[v] = 0;

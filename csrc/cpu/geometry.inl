@@ -203,7 +203,7 @@ template <class Real> struct Geometry {
 
 template <class Real> void trilateral(const Trilateral &call, int64_t begin, int64_t end, void *scratch) {
   if (call.vocab <= kShortVocab)
-    return short_trilateral<Real>(call, begin, end);
+    return short_trilateral<Real>(call, begin, end, scratch);
   Geometry<Real> geometry(call, scratch);
   for (int64_t row = begin; row < end; ++row) {
     geometry.start(row, row + 1 < end);
@@ -213,7 +213,7 @@ template <class Real> void trilateral(const Trilateral &call, int64_t begin, int
 
 template <class Real> void trilateral_backward(const Trilateral &call, int64_t begin, int64_t end, void *scratch) {
   if (call.vocab <= kShortPullVocab)
-    return short_trilateral_backward<Real>(call, begin, end);
+    return short_trilateral_backward<Real>(call, begin, end, scratch);
   Geometry<Real> geometry(call, scratch);
   for (int64_t row = begin; row < end; ++row) {
     geometry.start(row, row + 1 < end);

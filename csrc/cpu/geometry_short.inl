@@ -9,9 +9,11 @@ namespace KD_NAMESPACE {
 using kd_cpu::Trilateral;
 
 template <class Real> struct TrilateralGroup {
+  using Number = Real;
   Columns<Real> student, teacher, mean; // logits, then probabilities; those of the class mean
   bool known[kLanes];                   // whether the lane's row has a label that is a class
   int64_t labels[kLanes];               // of known rows, else 0
+  Staged<Real> staged;
 
   void read(const Trilateral &call, int64_t first, int64_t rows) {
     for (int64_t row = 0; row < kLanes; ++row) {
@@ -21,10 +23,10 @@ template <class Real> struct TrilateralGroup {
     }
     const auto read = [this](int64_t row) { return known[row]; };
     const auto at = [first](int64_t row) { return first + row; };
-    read_lanes(call.student, call.vocab, read, at, student);
-    read_lanes(call.teacher, call.vocab, read, at, teacher);
+    read_lanes(call.student, call.vocab, read, at, staged, student);
+    read_lanes(call.teacher, call.vocab, read, at, staged, teacher);
     if (call.class_mean.data)
-      read_lanes(call.class_mean, call.vocab, read, [this](int64_t row) { return labels[row]; }, mean);
+      read_lanes(call.class_mean, call.vocab, read, [this](int64_t row) { return labels[row]; }, staged, mean);
   }
 };
 
@@ -40,10 +42,13 @@ template <class Real> static void softmax_lanes(int64_t vocab, Columns<Real> &x,
 #pragma omp simd
   for (int64_t row = 0; row < kLanes; ++row)
     peak.share[row] = 1 / sum[row];
-  for (int64_t v = 0; v < vocab; ++v)
+  // The whole last turn: where the only column is the label's, that turn alone carries the row's NaN into its sums.
+  for (int64_t v = 0; v < vocab; v += kTurn)
 #pragma omp simd
     for (int64_t row = 0; row < kLanes; ++row)
-      x[v][row] *= peak.share[row];
+      KD_UNROLL
+  for (int64_t i = 0; i < kTurn; ++i)
+    x[v + i][row] *= peak.share[row];
 }
 
 // Sums of each lane's row over the columns other than its label's, and what the label's own holds.
@@ -72,8 +77,6 @@ template <class Real> struct TrilateralLanes {
     }
   }
 };
-
-constexpr int64_t kRun = 16; // columns summed by themselves: the rounding of like terms grows with their number
 
 template <class Real>
 static void add_run(int64_t begin, int64_t end, const TrilateralGroup<Real> &group, TrilateralLanes<Real> &sums) {
@@ -161,8 +164,8 @@ static void write_distances(const Trilateral &call, int64_t row, bool known, con
   kept[7] = sums.qq, kept[8] = sums.q_less_p, kept[9] = sums.q_less_m;
 }
 
-template <class Real> static void short_trilateral(const Trilateral &call, int64_t begin, int64_t end) {
-  TrilateralGroup<Real> group;
+template <class Real> static void short_trilateral(const Trilateral &call, int64_t begin, int64_t end, void *scratch) {
+  auto &group = group_in<TrilateralGroup<Real>>(scratch);
   TrilateralLanes<Real> sums;
   Peak<Real> student, teacher;
   for (int64_t first = begin; first < end; first += kLanes) {

@@ -40,8 +40,10 @@ void for_rows(void (*kernel)(const Call &, int64_t, int64_t, void *), const Call
   const int64_t limit = useful < call.rows ? useful : call.rows;
   const int64_t used = limit < 1 ? 1 : limit < threads ? limit : threads;
   // Chunks of rows large enough that taking one is free, small enough that no thread waits long for the last.
-  const int64_t eighth = (call.rows + 8 * used - 1) / (8 * used);
-  const int64_t chunk = eighth < 1 ? 1 : eighth;
+  // Short rows come in whole groups: one of two rows takes as long as one of sixteen.
+  const int64_t parts = used == 1 ? 1 : 8 * used, least = call.vocab <= kShortVocab ? kLanes : 1;
+  const int64_t share = (call.rows + parts - 1) / parts;
+  const int64_t chunk = share < 1 ? least : (share + least - 1) / least * least;
   bool failed = false;
 #pragma omp parallel num_threads(static_cast<int>(used)) if (used > 1) reduction(|| : failed)
   {

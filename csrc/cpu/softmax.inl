@@ -10,7 +10,7 @@ using kd_cpu::Scale;
 
 template <class Real, bool Log> void softmax_rows(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
   if (call.vocab <= kShortVocab)
-    return short_softmax<Real, Log>(call, begin, end);
+    return short_softmax<Real, Log>(call, begin, end, scratch);
   const int64_t blocks = kd_cpu::blocks(call.vocab);
   Real *buffer = static_cast<Real *>(scratch), *result = buffer + kBlock, *bases = result + kBlock;
   Side<Real> side{&call.input, static_cast<Real>(call.inverse_temperature), bases + blocks + kPad, bases, 0, 0, 0, 0};

@@ -21,18 +21,25 @@ static void normalise_lanes(int64_t vocab, Real scale, const Columns<Real> &expo
       x[v][row] = Log ? (x[v][row] - largest[row]) * scale - log_sum[row] : exponentials[v][row] * share[row];
 }
 
-template <class Real, bool Log> static void short_softmax(const Softmax &call, int64_t begin, int64_t end) {
+template <class Real> struct SoftmaxGroup {
+  using Number = Real;
   Columns<Real> x, exponentials;
   Real largest[kLanes], sum[kLanes];
+  Staged<Real> staged;
+};
+
+template <class Real, bool Log>
+static void short_softmax(const Softmax &call, int64_t begin, int64_t end, void *scratch) {
+  auto &[x, exponentials, largest, sum, staged] = group_in<SoftmaxGroup<Real>>(scratch);
   const Real scale = static_cast<Real>(call.inverse_temperature);
   for (int64_t first = begin; first < end; first += kLanes) {
     const int64_t rows = end - first < kLanes ? end - first : kLanes;
-    read_lanes(
-        call.input, call.vocab, [=](int64_t row) { return row < rows; }, [=](int64_t row) { return first + row; }, x);
+    const auto at = [=](int64_t row) { return first + row; };
+    read_lanes(call.input, call.vocab, [=](int64_t row) { return row < rows; }, at, staged, x);
     complete_turn<Real>(call.vocab, -kInfinity, x);
     exponentiate_lanes(x, call.vocab, scale, exponentials, largest, sum);
     normalise_lanes<Real, Log>(call.vocab, scale, exponentials, largest, sum, x);
-    write_lanes(x, call.output, first, rows, call.vocab);
+    write_lanes(x, call.output, first, rows, call.vocab, staged);
   }
 }
 

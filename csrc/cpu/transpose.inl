@@ -7,10 +7,12 @@
 
 namespace KD_NAMESPACE {
 
-constexpr int64_t kLanes = 16;
-// Measured crossover, AVX-512: as long as rows on their own take at 192 columns (ForwardKL; Jensen-Shannon 0.9, the
-// trilateral forward 0.8), half as long at 100; AVX2: 0.99 at 192 and 0.63 at 100.
-constexpr int64_t kShortVocab = 192;
+using kd_cpu::kLanes;
+using kd_cpu::kShortVocab;
+
+template <class Real> using Columns = Real[kShortVocab][kLanes];
+template <class Real> using Staged = Real[kLanes][kShortVocab]; // rows that are converted or padded, on their way
+static_assert(kShortVocab % kPad == 0, "padded rows fit");
 
 #if defined(__AVX512F__)
 constexpr int kRegisterBytes = 64;
@@ -30,6 +32,7 @@ template <> struct Register<double> {
   typedef int64_t Indices __attribute__((vector_size(kRegisterBytes)));
 };
 template <class Real> constexpr int kWidth = kRegisterBytes / static_cast<int>(sizeof(Real));
+static_assert(kWidth<float> <= kPad && kLanes % kWidth<float> == 0, "a tile fits the padded columns and the lanes");
 
 // Of a tile cut into squares of `distance` columns and rows: swaps the squares beside the diagonal, in two of its rows.
 template <class Real, int distance, int... lane>
@@ -89,12 +92,11 @@ template <class Real> static void lanes_to_rows(const Real (*lanes)[kLanes], int
   });
 }
 
-// Rows [first, first + rows) of a matrix of `vocab` columns into lanes; those that are not read(row) hold zeros, and so
-// do the lanes beyond `rows`. `at(row)` is the matrix's row.
+// Lane `row` gets the matrix's row at(row), of `vocab` columns, or zeros where read(row) is false.
 template <class Real, class Read, class At>
-static void read_lanes(const Matrix &matrix, int64_t vocab, const Read &read, const At &at, Real (*lanes)[kLanes]) {
+static void read_lanes(const Matrix &matrix, int64_t vocab, const Read &read, const At &at, Staged<Real> &staged,
+                       Columns<Real> &lanes) {
   static const Real zeros[kShortVocab] = {};
-  alignas(64) Real staged[kLanes][kShortVocab];
   const Real *from[kLanes];
   const bool direct = matrix.dtype == Native<Real>::dtype && vocab >= kPad;
   for (int64_t row = 0; row < kLanes; ++row) {
@@ -111,8 +113,8 @@ static void read_lanes(const Matrix &matrix, int64_t vocab, const Read &read, co
 // Lanes 0 .. rows - 1 as rows [first, first + rows) of a matrix of `vocab` columns; the lanes are padded to kPad of
 // them.
 template <class Real>
-static void write_lanes(const Real (*lanes)[kLanes], const Matrix &matrix, int64_t first, int64_t rows, int64_t vocab) {
-  alignas(64) Real staged[kLanes][kShortVocab];
+static void write_lanes(const Columns<Real> &lanes, const Matrix &matrix, int64_t first, int64_t rows, int64_t vocab,
+                        Staged<Real> &staged) {
   const bool direct = matrix.dtype == Native<Real>::dtype && vocab >= kPad;
   Real *to[kLanes];
   for (int64_t row = 0; row < kLanes; ++row)
