@@ -2,7 +2,9 @@
 
 import gc
 import tracemalloc
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from complexity_models import allocations
@@ -28,6 +30,20 @@ def test_the_interval_is_open_at_its_start_and_closed_at_its_end(tmp_path, progr
     """In eighths, which floating point holds exactly: (0, 1], (1, 2], (2, 6], (6, 8]."""
     got = empty_files(tmp_path, (1, 2, 6, 8)).step_at(progress)
     assert got == step and type(got) is int
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, Fraction], ids=lambda kind: kind.__name__)
+def test_a_number_of_another_kind(tmp_path, kind):
+    trajectory = empty_files(tmp_path, (1, 2, 6, 8))
+    for progress, step in ((0, 1), (0.125, 1), (0.25, 2), (0.3, 6), (0.8, 8), (1, 8)):
+        assert trajectory.step_at(kind(progress)) == step
+    assert [trajectory.step_at(np.int64(end)) for end in (0, 1)] == [1, 8]
+
+
+def test_a_fraction_meets_its_checkpoint(tmp_path):
+    """Both are rounded to the same number, also where it is below the fraction."""
+    trajectory = empty_files(tmp_path, range(1, 50))
+    assert [trajectory.step_at(Fraction(k, 49)) for k in range(1, 50)] == list(range(1, 50))
 
 
 @pytest.mark.parametrize("offset", [-1e-9, 1e-9])

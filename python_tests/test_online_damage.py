@@ -8,6 +8,7 @@ import struct
 import pytest
 import torch
 from online_teachers import STEPS, copies, filled, network, same
+from torch import nn
 
 from kdkernels.methods.online import TeacherTrajectory
 
@@ -152,17 +153,52 @@ def test_shapes_say_what_is_wanted_and_what_came(tmp_path):
         trajectory.load(400)
 
 
+class Odd(nn.Module):
+    """A weight and a buffer that comes after it."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.register_buffer("z", buffer)
+
+
+@torch.inference_mode()
+def made_in_inference_mode():
+    return torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: torch.zeros(1).expand(3), made_in_inference_mode], ids=["expanded", "inference"]
+)
+def test_a_model_that_cannot_be_written_is_left_alone(tmp_path, make):
+    model = Odd(make())
+    trajectory = TeacherTrajectory(tmp_path, model)
+    trajectory.record(1, {"weight": torch.ones(3), "z": torch.ones(3)})
+    before = state(model)
+    with pytest.raises(ValueError, match=r"model's entry 'z' must .*(expanded|inference) tensor"):
+        trajectory.at(1)
+    check_unchanged(model, before)
+
+
+def test_inference_mode_may_write_what_it_made(tmp_path):
+    model = Odd(made_in_inference_mode())
+    trajectory = TeacherTrajectory(tmp_path, model)
+    trajectory.record(1, {"weight": torch.ones(3), "z": torch.ones(3)})
+    with torch.inference_mode():
+        trajectory.at(1)
+        assert bool((model.weight == 1).all()) and bool((model.z == 1).all())
+
+
 def test_a_write_that_fails_leaves_no_checkpoint(tmp_path, monkeypatch):
     trajectory = filled(tmp_path, (100,))
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    for name in ("replace", "rename", "fsync"):
+    for names in (("link", "replace"), ("fsync",)):
         with monkeypatch.context() as patch:
-            patch.setattr(os, name, full)
-            if name != "fsync":
-                patch.setattr(os, "replace" if name == "rename" else "rename", full)
+            for name in names:
+                patch.setattr(os, name, full)
             with pytest.raises(OSError, match="No space left"):
                 trajectory.record(400, network(400))
         assert trajectory.steps == (100,) and not (tmp_path / FILE).exists()
@@ -178,7 +214,6 @@ def test_overwriting_that_fails_keeps_what_was_there(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        patch.setattr(os, "rename", full)
         with pytest.raises(OSError, match="No space left"):
             trajectory.record(400, network(1), overwrite=True)
     assert same(trajectory.load(400), network(400)) and trajectory.steps == STEPS

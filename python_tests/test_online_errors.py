@@ -56,10 +56,23 @@ def test_progress_outside_of_the_training(tmp_path, progress):
     assert same(model, network(99))
 
 
-@pytest.mark.parametrize("progress", ["0.5", [0.5]])
+def test_progress_in_a_tensor_is_read_by_the_caller(tmp_path):
+    """It may lie on a device, which would be waited for."""
+    with pytest.raises(TypeError, match=r"progress must be a number in \[0, 1\], got Tensor: pass .item\(\)"):
+        filled(tmp_path).at(torch.tensor(0.5))
+
+
+def test_the_model_of_a_trajectory_is_its_own(tmp_path):
+    trajectory = filled(tmp_path)
+    with pytest.raises(AttributeError, match="model"):
+        trajectory.model = network(1)
+    assert same(trajectory.at(1), network(1200))
+
+
+@pytest.mark.parametrize("progress", ["0.5", [0.5], True, None])
 def test_progress_that_is_no_number(tmp_path, progress):
     for call in (filled(tmp_path).at, filled(tmp_path).step_at):
-        with pytest.raises(TypeError, match="progress must .*(str|list)"):
+        with pytest.raises(TypeError, match="progress must .*(str|list|bool|NoneType)"):
             call(progress)
 
 

@@ -1,5 +1,8 @@
 """A trajectory that several processes write: ranks, writers that died, and one that is still at work."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 import threading
@@ -11,7 +14,7 @@ from online_teachers import network, same
 from torch import distributed, multiprocessing
 
 import kdkernels
-from kdkernels.methods.online import TeacherTrajectory
+from kdkernels.methods.online import TeacherTrajectory, checkpoint
 
 # Dies or waits where the temporary file is synchronised; half of it is there in the first case.
 WRITER = """
@@ -76,6 +79,62 @@ def test_the_temporary_file_of_a_living_writer_stays(tmp_path):
     assert process.returncode == 0, errors
     assert trajectory.steps == (100, 500) and len(list(tmp_path.iterdir())) == 2
     assert same(trajectory.at(1), network(500)) and same(trajectory.at(0), network(100))
+
+
+def without_links(monkeypatch):
+    def link(*arguments):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+
+
+def overtaken(monkeypatch, folder, model):
+    """The next writer finds, when it gives its file a name, that another one has recorded step 1 meanwhile."""
+    dump = checkpoint._dump
+
+    def late(*arguments):
+        monkeypatch.setattr(checkpoint, "_dump", dump)
+        TeacherTrajectory(folder).record(1, model)
+        dump(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_dump", late)
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("what", ["other", "same", "overwrite"])
+def test_another_writer_of_the_same_step(tmp_path, monkeypatch, links, what):
+    """As if it had been there before: an error, nothing to do, or replaced."""
+    if not links:
+        without_links(monkeypatch)
+    overtaken(monkeypatch, tmp_path, network(5 if what == "same" else 6))
+    trajectory = TeacherTrajectory(tmp_path, network(99))
+    if what == "other":
+        with pytest.raises(FileExistsError, match="got 1 with other content: pass overwrite=True"):
+            trajectory.record(1, network(5))
+    else:
+        trajectory.record(1, network(5), overwrite=what == "overwrite")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000001.safetensors"]
+    assert same(trajectory.load(1), network(6 if what == "other" else 5))
+
+
+def test_without_links_writers_wait_for_each_other(tmp_path, monkeypatch):
+    """Between its look at the name and its rename a writer holds a lock of the folder."""
+    without_links(monkeypatch)
+    replace, refused = os.replace, []
+
+    def watched(*arguments):
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        refused.append(arguments)
+        return replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", watched)
+    trajectory = TeacherTrajectory(tmp_path, network(99))
+    for step in (1, 2):  # the lock is given back
+        trajectory.record(step, network(step))
+    assert len(refused) == 2 and same(trajectory.load(2), network(2)) and len(list(tmp_path.iterdir())) == 2
 
 
 def run_process(rank, path):

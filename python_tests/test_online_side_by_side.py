@@ -1,5 +1,7 @@
 """A teacher that trains beside its student: a hand-written loop, and a run that goes on to the bit."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -104,6 +106,32 @@ def test_gradients_of_before_do_not_enter_a_step():
         torch.manual_seed(3)
         one.step(*batch())
     assert same(both.at(), clean.at())
+
+
+def half():
+    """Within a block of it, each weight is cast once: autocast keeps the copies until the outermost block ends."""
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def half_precision_run(outer, asked):
+    """Weights after six steps, and what the teacher said after each of them if it was asked."""
+    both, said = make(scheduler="none"), []
+    with outer:
+        for turn in range(6):
+            torch.manual_seed(turn)
+            with half():
+                both.step(*batch(turn))
+            with half(), torch.no_grad():
+                said.append(both.at()(batch(turn)[0]) if asked else torch.zeros(()))
+    return copies(both.teacher), said
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_block_of_autocast_is_as_long_as_one_likes(asked):
+    """The teacher trains in each step and teaches as it is after it, to the bit."""
+    (one, said), (other, said_by_other) = (half_precision_run(outer, asked) for outer in (half(), nullcontext()))
+    assert same(one, other) and all(map(torch.equal, said, said_by_other))
+    assert not same(one, network())
 
 
 @every_kind

@@ -62,7 +62,7 @@ def test_steps_are_numbers_and_not_names(tmp_path):
     "name",
     ["notes.txt", "model.safetensors", "step-000000000007.pt", "step-abc.safetensors", "step-.safetensors",
      "xstep-000000000007.safetensors", "step-000000000007.safetensors.tmp", ".step-000000000007.safetensors.tmp-1",
-     "step--00000000007.safetensors", "step-000000000007.safetensors.bak"],
+     "step--00000000007.safetensors", "step-000000000007.safetensors.bak", "step-0000000000007.safetensors"],
 )  # fmt: skip
 def test_other_files_are_ignored_and_left_alone(tmp_path, name):
     trajectory = filled(tmp_path, STEPS[:2])
@@ -176,21 +176,21 @@ def test_a_record_is_a_copy(tmp_path):
     assert same(trajectory.load(0), network(1)) and bits(model[4].bias).numel() == 4 * CLASSES
 
 
-def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """A synchronised temporary file in the same folder, the rename, and the folder synchronised."""
-    seen, before = [], {name: getattr(os, name) for name in ("fsync", "replace", "rename")}
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch, overwrite):
+    """A synchronised temporary file in the same folder, the name, and the folder synchronised."""
+    named, wanted = (os.replace, "replace") if overwrite else (os.link, "link")
+    seen, synchronise = [], os.fsync
 
-    def record(name):
-        def call(*arguments, **options):
-            paths = [Path(each).parent for each in arguments[:2]] if name != "fsync" else None
-            seen.append(("fsync" if name == "fsync" else "rename", paths, names(tmp_path)))
-            return before[name](*arguments, **options)
+    def note(kind, call):
+        def noted(*arguments, **options):
+            seen.append((kind, names(tmp_path)))
+            return call(*arguments, **options)
 
-        return call
+        return noted
 
-    for name in before:
-        monkeypatch.setattr(os, name, record(name))
-    path = TeacherTrajectory(tmp_path).record(1, network())
-    assert [kind for kind, *_ in seen] == ["fsync", "rename", "fsync"]
-    assert seen[1][1] == [tmp_path, tmp_path]
-    assert all(path.name not in listed for _, _, listed in seen[:2]) and seen[2][2] == [path.name]
+    monkeypatch.setattr(os, "fsync", note("fsync", synchronise))
+    monkeypatch.setattr(os, wanted, note("name", named))
+    path = TeacherTrajectory(tmp_path).record(1, network(), overwrite=overwrite)
+    assert [kind for kind, _ in seen] == ["fsync", "name", "fsync"]
+    assert all(len(listed) == 1 and path.name not in listed for _, listed in seen[:2]) and seen[2][1] == [path.name]

@@ -1,21 +1,18 @@
-"""What users pass to this package, and every message: argument, rule, what came."""
+"""What users pass to this package, and every message but those of `states`: argument, rule, what came."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import is_lazy
 
 from ... import checks
 from ...losses import Loss
-
-_SHOWN = 5  # names in a message; a teacher may have hundreds
 
 
 def folder(value: object) -> Path:
@@ -34,11 +31,13 @@ def step(value: object) -> None:
         raise ValueError(f"step must not be negative, got {value}")
 
 
-def progress(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"progress must be a number in [0, 1], got {type(value).__name__}")
+def progress(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        hint = ": pass .item() of a 0-d one, which waits for its device" if isinstance(value, Tensor) else ""
+        raise TypeError(f"progress must be a number in [0, 1], got {type(value).__name__}{hint}")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"progress must lie in [0, 1], the part of the student's training that is done, got {value}")
+    return float(value)
 
 
 def module(name: str, value: object) -> None:
@@ -46,89 +45,12 @@ def module(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
 
 
-def bare(value: nn.Module) -> nn.Module:
-    """The module that is wrapped: data parallel and compiled modules put a prefix before every name of its state."""
-    while True:
-        if isinstance(value, (DistributedDataParallel, DataParallel)):
-            value = value.module
-        elif isinstance(getattr(value, "_orig_mod", None), nn.Module):
-            value = value._orig_mod
-        else:
-            return value
-
-
-def recorded(model: object, dtypes: Iterable[torch.dtype]) -> dict[str, Tensor]:
-    """The tensors of a state_dict, or of a mapping, all of which a file can hold."""
-    if isinstance(model, nn.Module):
-        model = bare(model).state_dict()
-    if not isinstance(model, Mapping):
-        raise TypeError(f"model must be a torch.nn.Module or a mapping of names to tensors, got {type(model).__name__}")
-    for name, value in model.items():
-        if not isinstance(name, str):
-            raise TypeError(f"model must map strings to tensors, got the key {name!r}")
-        if name == "__metadata__":
-            raise ValueError("model must not have an entry '__metadata__', which a safetensors file reserves")
-        _dense(name, value)
-        if value.dtype not in dtypes:
-            raise TypeError(f"model's entry {name!r} must have a dtype of the checkpoints' format, got {value.dtype}")
-    return dict(model)
-
-
-def destinations(model: object) -> dict[str, Tensor]:
-    """What loading writes into: the parameters and buffers of the state_dict themselves."""
-    if model is None:
-        raise ValueError("model must be given, TeacherTrajectory(folder, model), for a checkpoint to be loaded into it")
-    inner = bare(model)
-    own = {id(each) for each in (*inner.parameters(), *inner.buffers())}
-    targets = dict(inner.state_dict(keep_vars=True))
-    for name, value in targets.items():
-        _dense(name, value)
-        if id(value) not in own:
-            raise TypeError(f"model must keep its state in parameters and buffers, got an entry {name!r} that is none")
-    return targets
-
-
-def _dense(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"model's entry {name!r} must be a torch.Tensor, got {type(value).__name__}")
-    if is_lazy(value) or value.is_meta:
-        raise ValueError(f"model's entry {name!r} must have values, got one without (lazy, or on the meta device)")
-    # The second: wrappers such as DTensor, of which this process may hold a part only.
-    if value.layout is not torch.strided or value.is_quantized or hasattr(value, "__tensor_flatten__"):
-        raise TypeError(f"model's entry {name!r} must be a plain dense tensor, got {type(value).__name__}")
-
-
-def entries(source: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Names and shapes of what is to be loaded, against those of the model."""
-    missing, unexpected = (_some(a.keys() - b.keys()) for a, b in ((wanted, found), (found, wanted)))
-    if missing or unexpected:
-        raise ValueError(
-            f"{source} must have the entries of model, got "
-            + "; ".join(
-                f"{what} {names}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
-            )
+def replaceable(step: int, path: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise FileExistsError(
+            f"step must be a new one or come with the content of {path}, got {step} with other content: pass "
+            "overwrite=True to replace it"
         )
-    wrong = [name for name in wanted if tuple(wanted[name]) != tuple(found[name])]
-    if wrong:
-        shapes = (f"{name}: {tuple(wanted[name])}, got {tuple(found[name])}" for name in wrong)
-        raise ValueError(f"{source} must have the shapes of model: {_first(shapes, len(wrong))}")
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return _first(names, len(names))
-
-
-def _first(words: Iterable[str], count: int) -> str:
-    shown = [word for word, _ in zip(words, range(_SHOWN), strict=False)]
-    return ", ".join(shown) + (f" and {count - _SHOWN} more" if count > _SHOWN else "")
-
-
-def dtypes(source: str, wanted: Mapping[str, str], found: Mapping[str, str], floating: set[str]) -> None:
-    """Floating point goes into floating point, as load_state_dict has it; all else must be of the model's dtype."""
-    for name, code in found.items():
-        if code != wanted[name] and not {code, wanted[name]} <= floating:
-            raise ValueError(f"{source} must have the model's dtype {wanted[name]} in {name!r}, got {code}")
 
 
 def there(value: int, steps: tuple[int, ...], folder: Path) -> None:
@@ -170,13 +92,6 @@ def teacher_loss(value: object) -> None:
         )
 
 
-def saved(state: object, wanted: set[str]) -> None:
-    if not isinstance(state, Mapping):
-        raise TypeError(f"state must be a mapping, as state_dict() gives, got {type(state).__name__}")
-    if set(state) != wanted:
-        raise ValueError(f"state must have the entries {_some(wanted)}, got {_some(map(str, state))}")
-
-
 def teacher(value: object) -> None:
     if not callable(getattr(value, "at", None)):
         raise TypeError(
@@ -204,7 +119,7 @@ def keywords(given: Mapping[str, Any]) -> None:
     strange = given.keys() - {"reduction"}
     if strange:
         raise TypeError(
-            f"{_some(strange)} must not be given where loss is a function: it goes with a kdkernels loss only"
+            f"{', '.join(sorted(strange))} must not be given where loss is a function: it goes with a kdkernels loss"
         )
     if given.get("reduction", "mean") != "mean":
         raise TypeError(f"reduction must be 'mean' where loss is a function, got {given['reduction']!r}")

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from . import arguments
+from . import states
 
 FORMAT = "kdkernels.trajectory"
 _FLOATING = {
@@ -51,10 +51,11 @@ def safetensors() -> Any:
     return safetensors
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], step: int, replace: bool) -> None:
     """The file appears under its name when all of it is on the disk: a kill at any time leaves none or a whole one.
 
-    One tensor at a time is brought to the CPU.
+    FileExistsError where the name is taken by then, unless it may be replaced. One tensor at a time is brought to the
+    CPU.
     """
     file, temporary = _begin(path)
     try:
@@ -63,12 +64,42 @@ def write(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
             file.flush()
             os.fsync(file.fileno())
             with opened(temporary, step):  # what cannot be read never gets the name of a checkpoint
-                os.replace(temporary, path)
+                _publish(temporary, path, replace)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     _sync(path.parent)
+
+
+def _publish(temporary: Path, path: Path, replace: bool) -> None:
+    """A link takes no name that another writer has given meanwhile; a rename does."""
+    if replace:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, or an error that the rename meets as well
+        with _alone(path.parent):
+            if path.exists():
+                raise FileExistsError(path) from None
+            os.replace(temporary, path)
+    else:
+        os.unlink(temporary)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, where the file system has locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _begin(path: Path) -> tuple[BinaryIO, Path]:
@@ -180,10 +211,10 @@ def load(path: Path, step: int, targets: Mapping[str, Tensor]) -> None:
     with opened(path, step) as archive:
         parts = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118 (it is no mapping)
         shapes = {name: target.shape for name, target in targets.items()}
-        arguments.entries(str(path), shapes, {name: part.get_shape() for name, part in parts.items()})
+        states.entries(str(path), shapes, {name: part.get_shape() for name, part in parts.items()})
         codes = {name: CODES.get(target.dtype, str(target.dtype)) for name, target in targets.items()}
         came = {name: part.get_dtype() for name, part in parts.items()}
-        arguments.dtypes(str(path), codes, came, set(_FLOATING.values()))
+        states.dtypes(str(path), codes, came, set(_FLOATING.values()))
         with torch.no_grad():
             for name, target in targets.items():
                 target.copy_(archive.get_tensor(name))

@@ -44,7 +44,8 @@ def online_distillation(
             teacher_logits = teacher.at(progress).eval()(x)
         kd.distillation(student_logits, teacher_logits, labels, loss, alpha=alpha, temperature=temperature)
 
-    after which the teacher's mode is put back. In an existing loop, with checkpoints of the teacher's training::
+    after which the module is put back into the mode in which ``at`` gave it (a `SideBySide`: into that before). In
+    an existing loop, with checkpoints of the teacher's training::
 
         trajectory = online.TeacherTrajectory("teacher", teacher)     # before it
         progress = step / steps                                       # in it: the part that is done
@@ -64,13 +65,13 @@ def online_distillation(
         progress: in [0, 1], the part of the student's training that is done; `SideBySide` does not look at it.
         loss: a loss of this package, or a function (student logits, teacher logits) -> one value per row, e.g.
             `logit_mse`: then the result is the mean over the counted rows of alpha * function + (1 - alpha) * CE, which
-            the temperature does not enter.
+            the temperature does not enter. Zeros reach it in place of rows that count nowhere or whose alpha is 0.
         alpha: share of the teacher: a number in [0, 1], or one value per row.
         temperature: T > 0 (paper: 1 or 4).
         keywords: the others of `kdkernels.distillation`; with a function only ``reduction="mean"``.
 
     Returns: as `kdkernels.distillation`, 0-d unless a reduction says otherwise; a loss of this package is in nats times
-    T^2, and a row whose label is -100 counts in no term.
+    T^2. A row whose label is -100 counts in no term, whatever its logits are, and a term whose share is 0 in no row.
 
     Raises: TypeError, ValueError, RuntimeError as `kdkernels.distillation` and the teacher do.
 
@@ -111,7 +112,7 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     Source: the other loss of Harutyunyan et al., ICLR 2023 (arXiv 2301.12245), as we recall it; the mean is ours.
     """
     checks.pair(student, teacher, None)
-    wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    wide = _wide(student, teacher)
     return (student.to(wide) - teacher.to(wide)).square().mean(-1)
 
 
@@ -133,11 +134,26 @@ def _modes(module: nn.Module) -> list[tuple[nn.Module, bool]]:
     return [(each, each.training) for each in module.modules()]
 
 
-def _averaged(function, student: Tensor, teacher: Tensor, labels: Tensor, alpha: float | Tensor) -> Tensor:
+def _averaged(
+    function: Callable[[Tensor, Tensor], Tensor],
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    alpha: float | Tensor,
+) -> Tensor:
+    """The mean over the counted rows; a row enters neither value nor gradient of a term in which it has no share."""
     checks.pair(student, teacher, None)
-    soft = function(student, teacher)
-    arguments.rows(soft, student)
-    hard = api.distillation(student, teacher, labels, alpha=0.0, reduction="none")
+    options = {"dtype": _wide(student, teacher), "device": student.device}
+    share = alpha.to(**options) if isinstance(alpha, Tensor) else torch.full((), alpha, **options)
+    share = share.expand(labels.shape)
     counted = labels != _IGNORED
-    rows = torch.where(counted, alpha * soft + (1.0 - alpha) * hard, 0.0)
-    return rows.sum() / counted.sum().clamp(min=1)
+    asked = counted & (share > 0)
+    # Zeros go in, since a gradient that is not finite stays so when it is multiplied by the zero of a `where` behind.
+    soft = function(*(torch.where(asked[..., None], each, 0.0) for each in (student, teacher)))
+    arguments.rows(soft, student)
+    soft = torch.where(asked, share * soft, 0.0).sum() / counted.sum().clamp(min=1)
+    return soft + api.distillation(student, teacher, labels, alpha=0.0, weight=1.0 - share)
+
+
+def _wide(student: Tensor, teacher: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)

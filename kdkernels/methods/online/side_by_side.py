@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import arguments
+from . import arguments, names, states
 
 
 class SideBySide:
@@ -53,6 +56,7 @@ class SideBySide:
             self.optimizer.zero_grad()
             loss.backward()
         self.optimizer.step()
+        torch.clear_autocast_cache()  # copies of the weights before the step would teach, and train on, as they were
         if self.scheduler is not None:
             self.scheduler.step()
         return loss.detach()
@@ -64,24 +68,59 @@ class SideBySide:
     def state_dict(self) -> dict[str, Any]:
         """Teacher, optimizer and scheduler: with the student's own state, a run goes on as if not interrupted.
 
-        As in PyTorch its tensors are those of the run, and change with it until they are saved.
+        As in PyTorch its tensors are those of the run, and change with it until they are saved. The names are those of
+        the teacher as written, also where it, or a part of it, is compiled or it is data parallel.
         """
-        parts = {"teacher": self.teacher, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        return {name: None if part is None else part.state_dict() for name, part in parts.items()}
+        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+        return {"teacher": _state(self.teacher), "optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What does not fit raises ValueError, before anything is written."""
-        arguments.saved(state, {"teacher", "optimizer", "scheduler"})
-        if (state["scheduler"] is None) != (self.scheduler is None):
-            without = "without" if state["scheduler"] is None else "with"
-            raise ValueError(f"state must have a scheduler if and only if this object has, got one {without}")
-        own, found = (_shapes(each) for each in (self.teacher.state_dict(), state["teacher"]))
-        arguments.entries("state['teacher']", own, found)
-        self.optimizer.load_state_dict(state["optimizer"])  # raises itself, unchanged, where the groups differ
-        self.teacher.load_state_dict(state["teacher"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        """What does not fit raises TypeError or ValueError, and nothing is changed.
+
+        That an optimizer or scheduler is of the same kind is seen by the names of its settings. Their values are those
+        of the state afterwards, as in PyTorch.
+        """
+        states.saved(state, scheduler=self.scheduler is not None)
+        teacher = states.plain("state['teacher']", state["teacher"])
+        states.saved_teacher(_state(self.teacher), teacher)
+        states.saved_optimizer(self.optimizer.param_groups, state["optimizer"])
+        with self._unchanged_on_error():
+            if self.scheduler is not None:
+                states.saved_scheduler(self.scheduler.state_dict(), state["scheduler"])
+                with states.loaded("scheduler"):
+                    self.scheduler.load_state_dict(state["scheduler"])
+            with states.loaded("optimizer"):
+                self.optimizer.load_state_dict(state["optimizer"])
+            _load(self.teacher, teacher, getattr(state["teacher"], "_metadata", {}))
+        torch.clear_autocast_cache()
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """For optimizer and scheduler, which find out while they load whether they can; no state is copied for it."""
+        kept = self.optimizer.state, self.optimizer.param_groups  # a load puts others in their place
+        schedule = None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict())
+        try:
+            yield
+        except BaseException:
+            self.optimizer.state, self.optimizer.param_groups = kept
+            if schedule is not None:
+                self.scheduler.load_state_dict(schedule)
+            raise
 
 
-def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in state.items()}
+def _state(module: nn.Module) -> OrderedDict[str, Any]:
+    """Its state_dict under plain names, with the versions of its parts, which are an attribute beside the entries."""
+    own = names.bare(module).state_dict()
+    state = OrderedDict(states.plain("teacher", own))
+    state._metadata = OrderedDict((names.plain(prefix), each) for prefix, each in getattr(own, "_metadata", {}).items())
+    return state
+
+
+def _load(module: nn.Module, found: Mapping[str, Any], versions: Mapping[str, Any]) -> None:
+    inner = names.bare(module)
+    own = inner.state_dict()
+    state = OrderedDict((name, found[names.plain(name)]) for name in own)
+    state._metadata = OrderedDict(
+        (prefix, versions.get(names.plain(prefix), {})) for prefix in getattr(own, "_metadata", ())
+    )
+    inner.load_state_dict(state)

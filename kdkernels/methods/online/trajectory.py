@@ -6,13 +6,14 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor, distributed, nn
 
-from . import arguments, checkpoint
+from . import arguments, checkpoint, states
 
-_NAME = re.compile(r"step-([0-9]{12,})\.safetensors")
+_NAME = re.compile(r"step-([0-9]{12}|[1-9][0-9]{12,})\.safetensors")  # one name for each step
 
 
 class TeacherTrajectory:
@@ -50,49 +51,63 @@ class TeacherTrajectory:
         self.folder = arguments.folder(folder)
         if model is not None:
             arguments.module("model", model)
-        self.model = model
+        self._model = model
         self._loaded: tuple[int, ...] | None = None
         """Step and identity of the file that the model holds: one that is written anew is read anew."""
+
+    @property
+    def model(self) -> nn.Module | None:
+        """What is loaded into, once and for all: another one would pass for holding what this one does."""
+        return self._model
 
     def record(self, step: int, model: nn.Module | Mapping[str, Tensor], overwrite: bool = False) -> Path:
         """Write the checkpoint of a step; its path.
 
         Where the step is recorded already with the same content, bit for bit, nothing is done: a training that is
-        resumed may record again. Where torch.distributed is initialised every rank may call it, and rank 0 writes; no
-        rank waits for it. Temporary files of writers that were killed are removed.
+        resumed may record again. Where several write a step at once, what the first one wrote was there for the others
+        (a file system with neither hard links nor locks may replace it). Where torch.distributed is initialised every
+        rank may call it, and rank 0 writes; no rank waits for it. Temporary files of writers that were killed are
+        removed.
 
         Args:
             step: of the teacher's training, an int >= 0.
-            model: an nn.Module, of which the state_dict is written (of a compiled or data parallel one, that of the
-                module in it), or a mapping of names to tensors. Any device, layout in memory and tying; whole dense
-                tensors only.
+            model: an nn.Module, of which the state_dict is written (of a data parallel one, that of the module in it),
+                or a mapping of names to tensors. The names are those without what torch.compile adds to the names of a
+                module or of its parts. Any device, layout in memory and tying; whole dense tensors only.
             overwrite: replace a checkpoint of other content, which otherwise raises FileExistsError.
         """
         arguments.step(step)
-        tensors = arguments.recorded(model, checkpoint.CODES)
+        tensors = states.recorded(model, checkpoint.CODES)
         path = self._path(step)
         if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0:
             return path
         checkpoint.safetensors()
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint.sweep(self.folder)
-        if path.exists():
-            if checkpoint.same(path, tensors, step):
-                return path
-            if not overwrite:
-                raise FileExistsError(f"step {step} is recorded with other content in {path}: pass overwrite=True")
-        checkpoint.write(path, tensors, step)
+        while not self._recorded(step, tensors, overwrite):
+            with suppress(FileExistsError):  # another writer was faster: look at its file
+                checkpoint.write(path, tensors, step, replace=overwrite)
+                break
         return path
+
+    def _recorded(self, step: int, tensors: Mapping[str, Tensor], overwrite: bool) -> bool:
+        """Whether the step is there with this content."""
+        path = self._path(step)
+        if not path.exists():
+            return False
+        if checkpoint.same(path, tensors, step):
+            return True
+        arguments.replaceable(step, path, overwrite)
+        return False
 
     @property
     def steps(self) -> tuple[int, ...]:
         """Those that are recorded, ascending, by the names in the folder as it is now."""
         try:
-            names = set(os.listdir(self.folder))
+            names = os.listdir(self.folder)
         except FileNotFoundError:
             return ()
-        found = (int(match[1]) for match in map(_NAME.fullmatch, names) if match)
-        return tuple(sorted({step for step in found if self._path(step).name in names}))
+        return tuple(sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match))
 
     @property
     def last(self) -> int | None:
@@ -111,7 +126,7 @@ class TeacherTrajectory:
         With checkpoints t_1 < ... < t_m, the first t_i >= progress * t_m: the student's training in (t_{i-1}, t_i], on
         a clock that ends at t_m, is under the teacher of t_i. So 0 gives t_1 and 1 gives t_m.
         """
-        arguments.progress(progress)
+        progress = arguments.progress(progress)
         steps = self.steps
         arguments.not_empty(steps, self.folder)
         # Quotients are compared, not products: k / n of the student meets k / n of the teacher without rounding.
@@ -132,7 +147,7 @@ class TeacherTrajectory:
         return self._read(step)
 
     def _read(self, step: int) -> nn.Module:
-        targets = arguments.destinations(self.model)
+        targets = states.destinations(self.model)
         identity, self._loaded = self._identity(step), None  # a copy that fails half-way must not pass for a whole one
         checkpoint.load(self._path(step), step, targets)
         self._loaded = identity
