@@ -79,6 +79,8 @@ GRAMS = {
     "no tensor": ([[1.0]], TypeError, "gram must be a torch.Tensor.*got list"),
     "integers": (torch.eye(12, dtype=torch.int64), TypeError, "gram must .*int64"),
     "complex": (K.to(torch.complex128), TypeError, "gram must .*complex128"),
+    "eight bits": (K.to(torch.float8_e4m3fn), TypeError, "gram must be float32, float16.*got torch.float8_e4m3fn"),
+    "sparse": (K.to_sparse(), TypeError, "gram must be a dense tensor, got layout torch.sparse_coo"),
     "not square": (K[:, :11], ValueError, r"gram must .*\(12, 11\)"),
     "one dimension": (K[0], ValueError, r"gram must .*\(12,\)"),
     "several": (K[None], ValueError, r"gram must .*\(1, 12, 12\)"),
@@ -90,6 +92,9 @@ GRAMS = {
 }
 TARGETS = {
     "no tensor": ([1.0] * 12, TypeError, "targets must be a torch.Tensor.*got list"),
+    "labels": (torch.arange(12), TypeError, "targets must be float32.*see `residual`.*got torch.int64"),
+    "eight bits": (Y.to(torch.float8_e4m3fn), TypeError, "targets must be float32.*got torch.float8_e4m3fn"),
+    "sparse": (Y.to_sparse(), TypeError, "targets must be a dense tensor, got layout torch.sparse_coo"),
     "another number": (vectors(11), ValueError, r"targets must .*\(11,\)"),
     "a number too many": (vectors(5, 3), ValueError, r"targets must .*\(5, 3\)"),
     "a scalar": (torch.tensor(1.0), ValueError, r"targets must .*\(\)"),
@@ -134,7 +139,7 @@ def test_a_gram_of_zeros(jitter):
 @pytest.mark.parametrize(
     ("jitter", "error"),
     [(-1e-9, ValueError), (float("nan"), ValueError), (float("inf"), ValueError), ("much", EITHER), (None, TypeError),
-     (True, TypeError)],
+     (True, TypeError), (1e300, ValueError), (torch.tensor(1.0), TypeError)],
 )  # fmt: skip
 def test_refused_jitter(jitter, error):
     with pytest.raises(error, match="jitter must"):
@@ -156,6 +161,11 @@ def test_refused_similarities(other, error, message):
 
 
 S, LABELS = vectors(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+HIDDEN = S.clone()
+HIDDEN[1, 2] = -torch.inf
+BOTH_HIDDEN = {"student": HIDDEN, "teacher_or_labels": HIDDEN.clone()}
+NO_CLASS = S.clone()
+NO_CLASS[1] = -torch.inf
 RESIDUALS = {
     "no student": ({"student": [[1.0]]}, TypeError, "student must be a torch.Tensor.*got list"),
     "one dimension": ({"student": S[0], "teacher_or_labels": S[0]}, ValueError, r"student must .*\(5,\)"),
@@ -171,6 +181,10 @@ RESIDUALS = {
     "logits of labels": ({"teacher_or_labels": LABELS, "space": "logits"}, ValueError, "space must .*logits"),
     "temperature": ({"temperature": 0.0}, ValueError, "temperature must be positive"),
     "temperature of logits": ({"space": "logits", "temperature": 4.0}, ValueError, "temperature must .*4"),
+    "NaN": ({"student": S * torch.nan}, ValueError, "must differ by finite numbers.*row 0"),
+    "NaN of labels": ({"student": S * torch.nan, "teacher_or_labels": LABELS}, ValueError, "must differ by finite"),
+    "no class": ({"teacher_or_labels": NO_CLASS}, ValueError, "must differ by finite.*row 1"),
+    "difference of infinities": ({**BOTH_HIDDEN, "space": "logits"}, ValueError, "must differ by finite.*row 1"),
     "temperature of labels": ({"teacher_or_labels": LABELS, "temperature": 4.0}, ValueError, "temperature must .*4"),
 }
 
@@ -180,6 +194,12 @@ def test_refused_residuals(case):
     options, error, message = RESIDUALS[case]
     with pytest.raises(error, match=message):
         complexity.residual(**{"student": S, "teacher_or_labels": S.flip(0)} | options)
+
+
+def test_a_class_that_is_masked_out_has_a_residual():
+    target, present = S.flip(0).softmax(-1), HIDDEN.softmax(-1)
+    torch.testing.assert_close(complexity.residual(HIDDEN, S.flip(0)), target - present)
+    assert torch.equal(complexity.residual(**BOTH_HIDDEN), torch.zeros_like(S))
 
 
 def test_nothing_is_touched_by_a_kernel_that_is_refused():

@@ -1,5 +1,8 @@
 """The jitter that a Gram matrix needs, what is said about it, and the estimate of the condition number."""
 
+from fractions import Fraction
+
+import numpy
 import pytest
 import torch
 from cases import F32, F64
@@ -87,6 +90,22 @@ def test_a_number_is_relative_to_the_mean_of_the_diagonal():
     y = torch.tensor([1.0, 0.0], dtype=F64)
     result = supervision_complexity(gram, y, adjusted=False, jitter=0.5)
     assert float(result.value) == pytest.approx((2.0 + 0.5 * 4.0) ** -0.5, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    "number", [Fraction(1, 2), numpy.float32(0.5), numpy.float64(0.5)], ids=lambda x: type(x).__name__
+)
+def test_a_number_of_any_kind(number):
+    gram, targets = spd(12), vectors(12)
+    got, wanted = (supervision_complexity(gram, targets, jitter=each) for each in (number, 0.5))
+    assert got == wanted and type(got.jitter) is float
+
+
+def test_the_largest_number_leaves_the_identity():
+    """K + jitter mean(diag K) I is then that multiple of I, to rounding: ||y|| / sqrt(n)."""
+    result = supervision_complexity(spd(12), vectors(12), jitter=1 / EPS[F64])
+    assert float(result.value) == pytest.approx(float(vectors(12).norm()) / 12**0.5, rel=1e-13)
+    assert result.condition == pytest.approx(1.0, rel=1e-13)
 
 
 def test_zero_is_exactly_zero():

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ... import checks
+from .blocks import blocks
 
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
-_BLOCK = 1024
-"""Rows of a Gram matrix looked at in one go: no second (N, N) is made to check the first."""
+_LARGEST_JITTER = 1.0 / torch.finfo(torch.float64).eps
 
 
 def model(value: object) -> None:
     if not isinstance(value, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(value).__name__}")
-    if isinstance(value, DistributedDataParallel):
-        raise ValueError("model must be the module itself, got DistributedDataParallel: pass model.module")
+    if isinstance(value, (DistributedDataParallel, DataParallel)):
+        raise ValueError(f"model must be the module itself, got {type(value).__name__}: pass model.module")
+    if isinstance(value, torch.jit.ScriptModule):
+        raise ValueError(f"model must not be compiled by torch.jit, got {type(value).__name__}: pass its original")
     if not any(parameter.requires_grad for parameter in value.parameters()):
         raise ValueError("model must have a parameter that requires grad, got none")
 
@@ -79,36 +82,66 @@ def model_outputs(value: Any, examples: int) -> None:
         raise ValueError(
             f"model must return outputs of shape (n,) or (n, d), got {tuple(value.shape)} for n = {examples} examples"
         )
+    if bool(value.isnan().any()):
+        raise ValueError("model must return outputs that are numbers, got a NaN among them")
+    if value.requires_grad:
+        raise ValueError(
+            "model must reach its parameters by their registered names alone (self.layer.weight), got outputs that "
+            "require grad through a tensor kept elsewhere (in a list, say): register it or detach it"
+        )
 
 
-def by_itself(alone: Tensor, batched: Tensor) -> None:
-    """The first example's outputs (d,), alone and in a batch: rounding may differ, nothing else."""
-    if alone.shape == batched.shape:
-        difference = (alone - batched).abs()
-        room = math.sqrt(torch.finfo(alone.dtype).eps) * batched.abs().max().clamp(min=1.0)
-        if not bool((difference > room).any()):
+def by_itself(alone: Tensor, batched: Tensor, number: int) -> None:
+    """An example's outputs, alone and as a row of those of a batch (n, ...): rounding may differ, nothing else.
+
+    Half of the digits may, of the batch's largest output: a batch of one can go to another algorithm, and on an
+    accelerator one of the two may use TF32, whose ten bits differ by some 1e-3 after a few layers. Outputs near zero
+    for which numbers of size one cancel, as in networks that begin at zero by construction, have the latter's rounding.
+    """
+    # Flat: a model that ends in squeeze() gives one example no batch dimension.
+    alone, row = alone.reshape(-1), batched[number].reshape(-1)
+    came = f"{len(alone)} and {len(row)} outputs"
+    if alone.shape == row.shape:
+        rounding = torch.finfo(alone.dtype).eps
+        digits = 2.0**-10 if alone.dtype == torch.float32 and not alone.is_cpu else rounding
+        room = math.sqrt(digits) * batched.nan_to_num(0.0, 0.0, 0.0).abs().max() + 16 * rounding
+        # Equal infinities, of classes that are masked out, are no difference.
+        difference = torch.where(alone == row, 0.0, (alone - row).abs())
+        if bool((difference <= room).all()):
             return
         came = f"a difference of {float(difference.max()):.3g}"
-    else:
-        came = f"shapes {tuple(alone.shape)} and {tuple(batched.shape)}"
     raise ValueError(
         "model must in eval mode give an example the same outputs alone and in a batch (no statistics of the batch, "
         f"no random numbers), got {came}"
     )
 
 
-def gram(name: str, value: object) -> None:
-    """Square, floating, finite, symmetric up to the square root of its dtype's rounding."""
+def derivatives(squares: Tensor) -> None:
+    """The diagonal of K, which bounds the rest of it: |K_ij| <= sqrt(K_ii K_jj)."""
+    wrong = ~squares.isfinite()
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        came = f"{float(squares[row])} in row {row} of the kernel"
+        raise ValueError(f"model must have derivatives whose squares have finite sums in {squares.dtype}, got {came}")
+
+
+def _numbers(name: str, value: object, hint: str = "") -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if not value.dtype.is_floating_point:
-        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    if value.dtype not in checks.LOGIT_DTYPES:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64{hint}, got {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+
+
+def gram(name: str, value: object) -> float:
+    """Square, floating, finite, symmetric up to the square root of its dtype's rounding; its largest entry."""
+    _numbers(name, value)
     if value.dim() != 2 or value.shape[0] != value.shape[1] or value.shape[0] == 0:
         raise ValueError(f"{name} must have shape (N, N) with N >= 1, got {tuple(value.shape)}")
-    value = value.detach()
     sizes, asymmetries = [], []
-    for start in range(0, len(value), _BLOCK):
-        rows, columns = value[start : start + _BLOCK], value[start:, start : start + _BLOCK]
+    for start, rows in blocks(value.detach()):
+        columns = value.detach()[start:, start : start + len(rows)]
         sizes.append(rows.abs().max())
         asymmetries.append((rows[:, start:] - columns.mT).abs().max())
     largest, asymmetry = (float(torch.stack(each).max()) for each in (sizes, asymmetries))
@@ -121,16 +154,13 @@ def gram(name: str, value: object) -> None:
             f"{name} must be symmetric, got entries that differ from their mirror image by {asymmetry:.3g}, the "
             f"largest entry being {largest:.3g}"
         )
+    return largest
 
 
 def stacked(targets: object, gram: Tensor) -> tuple[Tensor, int]:
     """Targets (n,), (n, d) or (..., n, d) as float64 (..., N), and n."""
-    if not isinstance(targets, Tensor):
-        raise TypeError(f"targets must be a torch.Tensor, got {type(targets).__name__}")
-    if not targets.dtype.is_floating_point:
-        raise TypeError(f"targets must be floating point (see `residual`), got {targets.dtype}")
-    if targets.device != gram.device:
-        raise ValueError(f"targets must be on gram's device {gram.device}, got {targets.device}")
+    _numbers("targets", targets, " (see `residual`)")
+    _beside("targets", targets, "gram", gram)
     size, shape = len(gram), tuple(targets.shape)
     whole = shape[-2:] if targets.dim() > 1 else (*shape, 1)
     if targets.dim() == 0 or whole[0] * whole[1] != size:
@@ -148,23 +178,26 @@ def jitter(value: object) -> None:
     if isinstance(value, str):
         if value != "auto":
             raise ValueError(f"jitter must be 'auto' or a number, got {value!r}")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"jitter must be 'auto' or a number, got {type(value).__name__}")
-    elif not 0.0 <= value < math.inf:
-        raise ValueError(f"jitter must not be negative, and finite, got {value}")
+    elif not 0.0 <= value <= _LARGEST_JITTER:
+        raise ValueError(
+            f"jitter must lie in [0, {_LARGEST_JITTER:.2g}], beyond which float64 keeps nothing of gram, got {value}"
+        )
 
 
-def other(value: object, gram_matrix: Tensor) -> None:
-    """A second Gram matrix, that goes with the first."""
-    if isinstance(value, Tensor) and value.device != gram_matrix.device:
-        raise ValueError(f"other must be on gram's device {gram_matrix.device}, got {value.device}")
-    gram("other", value)
+def other(value: object, gram_matrix: Tensor) -> float:
+    """A second Gram matrix, that goes with the first; its largest entry."""
+    if isinstance(value, Tensor):
+        _beside("other", value, "gram", gram_matrix)
+    largest = gram("other", value)
     if value.shape != gram_matrix.shape:
         raise ValueError(f"other must have the shape of gram {tuple(gram_matrix.shape)}, got {tuple(value.shape)}")
+    return largest
 
 
-def not_zero(norms: Tensor) -> None:
-    if bool((norms == 0).any()):
+def not_zero(sizes: Tensor) -> None:
+    if bool((sizes == 0).any()):
         raise ValueError("targets must not be zero throughout: their alignment is not defined")
 
 
@@ -188,14 +221,14 @@ def teacher(value: Tensor, student: Tensor) -> None:
         raise ValueError(
             f"teacher_or_labels must have the shape of student {tuple(student.shape)}, got {tuple(value.shape)}"
         )
-    _beside("teacher_or_labels", value, student)
+    _beside("teacher_or_labels", value, "student", student)
 
 
 def labels(value: Tensor, student: Tensor, space: str, temperature: float) -> None:
     rows, classes = student.shape
     if value.shape != (rows,):
         raise ValueError(f"teacher_or_labels must be labels of shape ({rows},), got {tuple(value.shape)}")
-    _beside("teacher_or_labels", value, student)
+    _beside("teacher_or_labels", value, "student", student)
     if space == "logits":
         raise ValueError("space must be 'probabilities' where labels are given, got 'logits'")
     if temperature != 1:
@@ -205,6 +238,13 @@ def labels(value: Tensor, student: Tensor, space: str, temperature: float) -> No
         raise ValueError(f"teacher_or_labels must lie in [0, {classes}), got {int(value[wrong][0])}")
 
 
-def _beside(name: str, value: Tensor, student: Tensor) -> None:
-    if value.device != student.device:
-        raise ValueError(f"{name} must be on the student's device {student.device}, got {value.device}")
+def _beside(name: str, value: Tensor, first: str, tensor: Tensor) -> None:
+    if value.device != tensor.device:
+        raise ValueError(f"{name} must be on the device of {first} {tensor.device}, got {value.device}")
+
+
+def finite_residual(value: Tensor) -> None:
+    wrong = ~value.isfinite().all(-1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(f"student and teacher_or_labels must differ by finite numbers, got others in row {row}")

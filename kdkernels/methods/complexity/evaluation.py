@@ -24,25 +24,36 @@ class Evaluated:
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], outputs: str | int, chunk: int) -> None:
         self.model, self.outputs = model, outputs
-        self.weights: Weights = {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
-        self.constants = {name: each.detach() for name, each in model.named_parameters() if not each.requires_grad}
-        several = min(chunk, len(inputs[0]))
-        batched = self.call(self.weights, tuple(each[:several] for each in inputs))
-        arguments.model_outputs(batched, several)
-        alone = self.call(self.weights, tuple(each[:1] for each in inputs))
-        arguments.model_outputs(alone, 1)
-        arguments.by_itself(alone[0], batched[0])
-        self.dtype = alone.dtype
-        width = alone[0].numel()
+        # Copies: a model may write to its parameters in eval mode (an embedding with max_norm), and to a part of them
+        # even while they are differentiated.
+        copies = {name: (each.detach().clone(), each.requires_grad) for name, each in model.named_parameters()}
+        self.weights: Weights = {name: each for name, (each, wanted) in copies.items() if wanted}
+        self.constants = {name: each for name, (each, wanted) in copies.items() if not wanted}
+        batched = self._probe(inputs, min(max(chunk, 2), len(inputs[0])))
+        self.dtype = batched.dtype
+        width = batched[0].numel()
         if isinstance(outputs, int):
             arguments.output_index(outputs, width)
         self.width = width if outputs == "all" else 1
         """Of the outputs asked for."""
 
+    def _probe(self, inputs: tuple[Tensor, ...], several: int) -> Tensor:
+        """The outputs of the first examples, once they have shown that each stands for itself."""
+        # Nothing that the model is given requires grad, so that outputs which do have come by a weight of its own.
+        with torch.enable_grad():
+            batched = self.call(self.weights, tuple(each[:several] for each in inputs))
+        arguments.model_outputs(batched, several)
+        # Both ends: what is passed on from example to example does not reach the one at which it begins.
+        for row in {0, several - 1}:
+            alone = self.call(self.weights, tuple(each[row : row + 1] for each in inputs))
+            arguments.by_itself(alone, batched, row)
+        return batched
+
     def call(self, weights: Weights, inputs: tuple[Tensor, ...]) -> Tensor:
-        # Buffers are copies, so that a model that writes to its own in eval mode does not change.
-        buffers = {name: each.clone() for name, each in self.model.named_buffers()}
-        return functional_call(self.model, {**self.constants, **weights, **buffers}, inputs)
+        # Copies, so that a model that writes to its buffers or to its inputs does not change them.
+        buffers = {name: each.detach().clone() for name, each in self.model.named_buffers()}
+        copies = tuple(each.clone() for each in inputs)
+        return functional_call(self.model, {**self.constants, **weights, **buffers}, copies)
 
     def one(self, weights: Weights, example: tuple[Tensor, ...]) -> Tensor:
         """(width,) of one example, without its batch dimension."""

@@ -31,15 +31,17 @@ class Factor(NamedTuple):
     """Of L L^T, as `condition` estimates it."""
 
 
-def factorise(gram: Tensor, jitter: str | float) -> Factor:
-    mean = float(gram.diagonal().double().mean())
+def factorise(gram: Tensor, largest: float, jitter: str | float) -> Factor:
+    """With the jitter given, or the first that does; largest: of gram's entries."""
+    size = _power(largest)
+    mean = float((gram.diagonal().double() / size).mean())  # a sum of the entries themselves could be infinite
     if not mean > 0 or bool((gram.diagonal() < 0).any()):
         raise ValueError(
             "gram must have a diagonal that is nowhere negative and not zero, as a kernel has, got a mean of "
-            f"{mean:.3g} and a minimum of {float(gram.diagonal().min()):.3g}"
+            f"{mean * size:.3g} and a minimum of {float(gram.diagonal().min()):.3g}"
         )
-    scale = math.ldexp(1.0, math.frexp(mean)[1] - 1)
-    mean /= scale
+    scale = size * _power(mean)
+    mean /= _power(mean)
     # Beyond, K^-1 is made of rounding errors; a matrix that is singular gets there, or has no factor, by chance.
     bound = 1.0 / (math.sqrt(len(gram)) * torch.finfo(torch.float64).eps)
     for relative in series(gram.dtype) if jitter == "auto" else (float(jitter),):
@@ -55,6 +57,11 @@ def factorise(gram: Tensor, jitter: str | float) -> Factor:
         f"gram has no Cholesky factor with jitter={jitter}: it is singular to rounding; a larger jitter= or "
         "jitter='auto' gives it one"
     )
+
+
+def _power(value: float) -> float:
+    """The largest power of two that is not above the value."""
+    return math.ldexp(1.0, math.frexp(value)[1] - 1)
 
 
 def series(dtype: torch.dtype) -> Iterator[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,9 +10,7 @@ import torch
 from torch import Tensor
 
 from . import arguments, factor
-
-_BLOCK = 1024
-"""Rows taken to float64 at a time: a float32 Gram matrix is not copied as a whole."""
+from .blocks import blocks
 
 
 class Complexity(NamedTuple):
@@ -45,11 +44,12 @@ def supervision_complexity(
     Args:
         gram: (N, N), floating point, symmetric (the lower triangle is read), such as `empirical_ntk` gives.
         targets: floating point, (n,) or (n, d) with n d = N, row i * d + c of gram being output c of example i; or
-            (..., n, d), many sets at once from one factor: k sets of single outputs are (k, N, 1).
+            (..., n, d), many sets at once from one factor: k sets of single outputs are (k, N, 1). With k = 1 too:
+            (1, N) is one example of N outputs, whose adjusted complexity is N times that of N examples.
         adjusted: whether it is the adjusted complexity, which does not change with the scale of K.
         jitter: added to the diagonal, relative to its mean; a number >= 0 as it is, or "auto": the first of eps, 10
             eps, 100 eps, ... <= 1 with which there is a factor, eps being the rounding of gram's dtype (a kernel that
-            was computed in float32 has noise of that size, whatever is done with it afterwards).
+            was computed in float32 has noise of that size, whatever is done with it afterwards). At most 1 / eps64.
 
     Conventions: n counts examples, not outputs. The adjusted one is at least ||Y|| / n. The condition is estimated from
     below, by power iterations, and is usually right to a few percent; a jitter with which it reaches
@@ -68,15 +68,16 @@ def supervision_complexity(
     outputs being our reading. Jitter and its series, what counts as a factor, and the condition are ours.
     """
     arguments.jitter(jitter)
-    arguments.gram("gram", gram)
+    largest = arguments.gram("gram", gram)
     columns, examples = arguments.stacked(targets, gram)
-    found = factor.factorise(gram.detach(), jitter)
+    columns, sizes = _unit(columns)
+    found = factor.factorise(gram.detach(), largest, jitter)
     value = factor.squares(found, columns)
     if adjusted:
         value = (value * (len(gram) * found.mean * (1.0 + found.jitter))).sqrt_() / examples
     else:
-        value = (value / found.scale).sqrt_()
-    return Complexity(value, found.jitter, found.condition)
+        value = value.sqrt_() / math.sqrt(found.scale)
+    return Complexity(value * sizes, found.jitter, found.condition)
 
 
 @torch.no_grad()
@@ -100,15 +101,14 @@ def kernel_alignment(gram: Tensor, targets: Tensor) -> Tensor:
     Source: the kernel-target alignment of Cristianini et al., NeurIPS 2001, with the tangent kernel as in Harutyunyan
     et al., ICLR 2023 (arXiv 2301.12245), as recalled.
     """
-    arguments.gram("gram", gram)
+    largest = arguments.gram("gram", gram)
     columns, _ = arguments.stacked(targets, gram)
-    # Of length one, so that neither tiny nor huge residuals leave float64 when squared.
-    norms = torch.linalg.vector_norm(columns, dim=-1, keepdim=True)
-    arguments.not_zero(norms)
-    columns = columns / norms
+    columns, sizes = _unit(columns)
+    arguments.not_zero(sizes)
+    columns /= torch.linalg.vector_norm(columns, dim=-1, keepdim=True)
     flat = columns.reshape(-1, len(gram))
     product, square = flat.new_zeros(len(flat)), flat.new_zeros(())
-    for start, rows in _blocks(gram):
+    for start, rows in _unit_blocks(gram, largest):
         product += ((rows @ flat.mT) * flat[:, start : start + len(rows)].mT).sum(0)
         square += rows.square().sum()
     return (product / square.sqrt()).clamp_(-1.0, 1.0).reshape(columns.shape[:-1])
@@ -132,15 +132,23 @@ def ntk_similarity(gram: Tensor, other: Tensor) -> Tensor:
 
     Source: Harutyunyan et al., ICLR 2023 (arXiv 2301.12245), as recalled.
     """
-    arguments.gram("gram", gram)
-    arguments.other(other, gram)
+    largest = arguments.gram("gram", gram)
+    other_largest = arguments.other(other, gram)
     sums = torch.zeros(3, dtype=torch.float64, device=gram.device)
-    for (_, first), (_, second) in zip(_blocks(gram), _blocks(other), strict=True):
+    both = zip(_unit_blocks(gram, largest), _unit_blocks(other, other_largest), strict=True)
+    for (_, first), (_, second) in both:
         sums += torch.stack([(first * second).sum(), first.square().sum(), second.square().sum()])
     return (sums[0] / sums[1].sqrt() / sums[2].sqrt()).clamp_(-1.0, 1.0)
 
 
-def _blocks(gram: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Some rows at a time, and the first one's number."""
-    for start in range(0, len(gram), _BLOCK):
-        yield start, gram[start : start + _BLOCK].detach().double()
+def _unit(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Sets of targets (..., N) whose largest entry is one, or that are zero, and the sizes (...) they had: a norm
+    squares its entries, and with them would leave float64 where they are beyond 1e-154 or 1e154."""
+    sizes = columns.abs().amax(-1)
+    return columns / torch.where(sizes == 0, 1.0, sizes).unsqueeze(-1), sizes
+
+
+def _unit_blocks(gram: Tensor, largest: float) -> Iterator[tuple[int, Tensor]]:
+    """`blocks` in float64, the largest entry being one for the reason of `_unit`."""
+    for start, rows in blocks(gram):
+        yield start, rows.double() / largest

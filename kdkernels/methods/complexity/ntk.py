@@ -37,13 +37,16 @@ def empirical_ntk(
     ceil(n d P itemsize / memory) groups (a group may begin and end inside a weight), and K += J_g J_g^T for the columns
     J_g of each. Every example is differentiated once per group: a forward pass and d backward passes, so that the whole
     costs groups * n * (1 + d) passes and about (n d)^2 P multiplications, the product being taken for the upper half
-    of K alone. Beside K, (n d)^2 entries, it takes ``memory`` bytes for J_g, as much again for the gradients of the
-    examples that are differentiated at once (a part of a weight needs the gradient of the whole weight, and at least
-    one output is differentiated), and those examples' activations.
+    of K alone. Beside K, (n d)^2 entries, it takes a copy of the model's parameters, ``memory`` bytes for J_g, up to
+    about as much again for the gradients of the examples that are differentiated at once (a part of a weight needs the
+    gradient of the whole weight, and at least one output is differentiated), and those examples' activations. Where
+    autograd adds gradients up, as of a weight that two layers share, each of them counts: some three times ``memory``
+    beside J_g, then.
 
     Args:
         model: any module whose forward runs under torch.func.vmap (those of recurrent layers do not). Parameters
             that require grad are differentiated, the others and the buffers are constants; a tied one counts once.
+            They are replaced by copies, which takes a model that reaches them by their registered names alone.
         x: (n, ...) on the model's device, n >= 1, or a tuple of such tensors: the model's positional arguments.
         outputs: "all": K is (n d, n d), row i * d + c being output c of example i, so that targets (n, d) go with it.
             "sum": (n, n), the kernel of the sum over the d outputs. An int: (n, n), of that output, negative ones from
@@ -55,15 +58,21 @@ def empirical_ntk(
         progress: show a tqdm bar, if tqdm is installed.
 
     Conventions: the model runs in eval mode (BatchNorm uses its running statistics), outside autocast, and a compiled
-    one eagerly. Each submodule's mode, parameters, their requires_grad and .grad, buffers and random numbers are
-    afterwards as they were, also after an exception. A float32 product follows `torch.set_float32_matmul_precision`.
+    one eagerly. Each submodule's mode, parameters, their requires_grad and .grad, buffers, random numbers and x are
+    afterwards as they were, also after an exception and where the model writes to them. A float32 product follows
+    `torch.set_float32_matmul_precision`.
 
     Returns:
         K, exactly symmetric, on x's device, without a graph.
 
     Raises:
         TypeError, ValueError: an argument of another kind or value; outputs that are no floating-point tensor (n,) or
-            (n, d), or that depend on the rest of the batch.
+            (n, d), that are NaN, that require grad by a weight reached otherwise than by its name, or that depend on
+            the rest of the batch; derivatives that are not finite, or whose squares are not. Whether examples meet is
+            seen by the outputs of the first and last example of one chunk (or of two examples), each beside those of
+            the example alone: not at a head of zeros, and not where it changes less than the square root of the
+            dtype's rounding, relative to the largest output (3e-4 in float32; on an accelerator 3 %, that of TF32), or
+            16 roundings of one.
         RuntimeError: from torch.func, where it cannot map or differentiate an operation of the model.
 
     Source: the empirical tangent kernel of Jacot et al., NeurIPS 2018, as the kernel of Harutyunyan et al., ICLR 2023
@@ -98,6 +107,7 @@ def _kernel(
                 if bar is not None:
                     bar.update(finished)
             _add(kernel, block)
+            arguments.derivatives(kernel.diagonal())
             del block  # before the next one is allocated
     return _mirrored(kernel)
 

@@ -37,7 +37,7 @@ def residual(
         (n, d), float32, or float64 where an argument is.
 
     Raises:
-        TypeError, ValueError: an argument of another kind, shape or value.
+        TypeError, ValueError: an argument of another kind, shape or value; logits that make the result infinite or NaN.
 
     Source: Harutyunyan et al., ICLR 2023 (arXiv 2301.12245), as recalled: the complexity is that of the residual at the
     student's present weights. Probabilities as the default space are ours.
@@ -49,13 +49,15 @@ def residual(
         arguments.labels(teacher_or_labels, student, space, temperature)
         missing = api.softmax(_wide(student)).neg_()
         index = teacher_or_labels.long().unsqueeze(-1)
-        return missing.scatter_add_(-1, index, torch.ones_like(index, dtype=missing.dtype))
-    arguments.teacher(teacher_or_labels, student)
-    sides = _wide(teacher_or_labels), _wide(student)
-    if space == "logits":
-        return sides[0] - sides[1]
-    target, present = (api.softmax(side, temperature=temperature) for side in sides)
-    return target - present
+        missing.scatter_add_(-1, index, torch.ones_like(index, dtype=missing.dtype))
+    else:
+        arguments.teacher(teacher_or_labels, student)
+        sides = _wide(teacher_or_labels), _wide(student)
+        if space == "probabilities":
+            sides = tuple(api.softmax(side, temperature=temperature) for side in sides)
+        missing = sides[0] - sides[1]
+    arguments.finite_residual(missing)
+    return missing
 
 
 def _wide(logits: Tensor) -> Tensor:
