@@ -62,6 +62,17 @@ def divergence(student: Tensor, call: Call, inplace: bool, backend: str) -> Tens
     return values
 
 
+def values_and_gradient(student: Tensor, call: Call, backend: str) -> tuple[Tensor, Tensor]:
+    """Row values, or their sum, and the derivative of the sum, which takes the student's memory where it can.
+
+    For a backward pass that is written by hand: autograd sees nothing of it.
+    """
+    if traced(student, call.teacher):
+        arguments = call._replace(scalars=in_tensor(*call.scalars))
+        return torch.ops.kdkernels.divergence.default(student, *arguments, True, backend)
+    return _divergence(student, call, student, backend), student
+
+
 def _divergence(student: Tensor, call: Call, gradient: Tensor | None, backend: str) -> Tensor:
     if uneven(student) or uneven(call.teacher):
         values = _piecewise(student, call, gradient, backend)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from ... import api
+from .membership import membership_divergence
 from .mixture import MixtureDivergence
 from .posterior import Entries, Own, chunks, unit_rows
 
@@ -46,8 +45,7 @@ def evaluate(student: Tensor, features: Tensor, batch: Batch, wanted: Wanted) ->
     features = features.detach().to(batch.teacher.dtype)
     unit, length = unit_rows(features)
     walk = _Walk(student.detach(), unit, batch, wanted)
-    with _no_hooks():
-        parts = [walk.chunk(part) for part in chunks(len(unit), batch.entries)]
+    parts = [walk.chunk(part) for part in chunks(len(unit), batch.entries)]
     values, student_gradient, slope = (
         None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)
     )
@@ -55,16 +53,6 @@ def evaluate(student: Tensor, features: Tensor, batch: Batch, wanted: Wanted) ->
         slope -= unit * (unit * slope).sum(-1, keepdim=True)  # to change a feature's length is to change nothing
         slope /= length
     return values, student_gradient, slope
-
-
-def _no_hooks() -> AbstractContextManager:
-    """A user's hooks on saved tensors (offloading, checkpoints) are not for the graph that lives within a chunk."""
-    enabled = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled", lambda: True)
-    return saved_tensors_hooks(_same, _same) if enabled() else nullcontext()
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 class _Walk:
@@ -86,48 +74,35 @@ class _Walk:
         """
         entries, (kappa, mixture, beta, _) = self.batch.entries, self.batch.settings
         exclude = None if self.own is None else self.own.excluder(part)
-        u = self._similarities(self.unit[part], exclude, watched=self.wanted.features and beta > 0)
+        u = self._similarities(self.unit[part], exclude)
         values, student, slope = 0.0, None, None
         if mixture:  # before the divergence takes the memory of u
-            w = api.softmax(u.detach(), temperature=kappa)
+            w = api.softmax(u, temperature=kappa)
             p_aux = self._zeros(w @ entries.probs, part)
             mixed = self._mixture(p_aux, part)
             values, student = mixed.values, mixed.student() if self.wanted.student else None
         if beta:
             teacher = self._similarities(self.batch.features[part], exclude)
-            feature_values, slope = self._posteriors(u, teacher, part)
-            values = values + feature_values
+            others = None if self.own is None else self.own.others[part]
+            of_features, slope = membership_divergence(u, teacher, kappa, beta, others, self.wanted.features)
+            values = values + of_features
         if mixture and self.wanted.features:
             g = mixed.p_aux(1.0 / kappa) / kappa
-            a = torch.mm(g, entries.probs.T, out=teacher if beta else u.detach())
+            a = torch.mm(g, entries.probs.T, out=teacher if beta else u)
             a -= (g * p_aux).sum(-1, keepdim=True)
             slope = slope.addcmul_(w, a) if beta else w.mul_(a)
         return values, student, None if slope is None else self._zeros(slope @ entries.features, part)
 
-    def _similarities(self, unit: Tensor, exclude: Callable | None, watched: bool = False) -> Tensor:
-        """<., v_i>, (rows, n), -inf for a sample's own entries; an operation's output to autograd where it watches."""
-        with torch.set_grad_enabled(watched):
-            similarities = unit.requires_grad_(watched) @ self.batch.entries.features.T
+    def _similarities(self, unit: Tensor, exclude: Callable | None) -> Tensor:
+        """<., v_i>, (rows, n), -inf for a sample's own entries."""
+        similarities = unit @ self.batch.entries.features.T
         if exclude is not None:
-            exclude(similarities.detach())
+            exclude(similarities)
         return similarities
 
     def _mixture(self, p_aux: Tensor, part: slice) -> MixtureDivergence:
         _, mixture, _, temperature = self.batch.settings
         return MixtureDivergence(self.log_s[part], self.log_t[part], p_aux, mixture, temperature)
-
-    def _posteriors(self, u: Tensor, teacher: Tensor, part: slice) -> tuple[Tensor, Tensor | None]:
-        """beta KL(softmax(teacher / kappa) || softmax(u / kappa)), (rows,), and d/du, which takes the memory of u."""
-        kappa, _, beta, _ = self.batch.settings
-        weight = u.new_full((len(u),), beta) if self.own is None else beta * self.own.others[part].to(u.dtype)
-        options = {"temperature": kappa, "tau_squared": False, "weight": weight, "reduction": "none"}
-        if not self.wanted.features:
-            return api.divergence(u, teacher, **options), None
-        edge = get_gradient_edge(u)  # now: inplace moves the tensor down the graph
-        with torch.enable_grad():
-            values = api.divergence(u, teacher, inplace=True, **options)
-        (slope,) = torch.autograd.grad(values, edge, torch.ones_like(values))
-        return values.detach(), slope
 
     def _zeros(self, values: Tensor, part: slice) -> Tensor:
         return values if self.own is None else self.own.zeros(values, part)
