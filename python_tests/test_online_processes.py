@@ -148,6 +148,7 @@ def run_process(rank, path):
     distributed.barrier()
     shared.record(20, network(20 + rank))  # there already, and on rank 1 something else
     assert same(shared.at(0.9), network(20)) and shared.steps == (10, 20)
+    distributed.barrier()  # all have looked
     if rank == 0:  # and a rank may record alone
         shared.record(30, network(30))
     distributed.barrier()

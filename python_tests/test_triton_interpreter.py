@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="the Triton backend is an extra")
+triton = pytest.importorskip("triton", reason="the Triton backend is an extra")
+numpy = pytest.importorskip("numpy", reason="Triton's interpreter computes with it")
+if triton.__version__ < "3.7" and tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4):
+    pytest.skip("the interpreter of Triton 3.6 needs numpy < 2.4", allow_module_level=True)
 HERE = Path(__file__).parent
 
 
