@@ -45,10 +45,11 @@ template <class Real> static void softmax_lanes(int64_t vocab, Columns<Real> &x,
   // The whole last turn: where the only column is the label's, that turn alone carries the row's NaN into its sums.
   for (int64_t v = 0; v < vocab; v += kTurn)
 #pragma omp simd
-    for (int64_t row = 0; row < kLanes; ++row)
+    for (int64_t row = 0; row < kLanes; ++row) {
       KD_UNROLL
-  for (int64_t i = 0; i < kTurn; ++i)
-    x[v + i][row] *= peak.share[row];
+      for (int64_t i = 0; i < kTurn; ++i)
+        x[v + i][row] *= peak.share[row];
+    }
 }
 
 // Sums of each lane's row over the columns other than its label's, and what the label's own holds.

@@ -40,11 +40,12 @@ constexpr int64_t kLanes = 16, kShortVocab = 192;
 // Seven columns of lanes, rows on their way there, and numbers per row; short.inl and its like check that it is enough.
 constexpr int64_t kShortScratch = 8 * kShortVocab * kLanes + 32 * kLanes;
 
-// Or three rows of exponentials, four block buffers, and the three bases of every block.
+// Else three rows of exponentials, four block buffers, and the three bases of every block; of short rows that is less.
 static inline int64_t scratch_bytes(int64_t vocab, bool wide) {
-  const int64_t numbers = 3 * padded(vocab) + 4 * kBlock + 3 * (blocks(vocab) + kPad);
-  return (vocab <= kShortVocab && numbers < kShortScratch ? kShortScratch : numbers) * (wide ? 8 : 4);
+  const int64_t rows_alone = 3 * padded(vocab) + 4 * kBlock + 3 * (blocks(vocab) + kPad);
+  return (vocab <= kShortVocab ? kShortScratch : rows_alone) * (wide ? 8 : 4);
 }
+static_assert(3 * kShortVocab + 4 * kBlock + 3 * (1 + kPad) <= kShortScratch, "backward may take short rows alone");
 
 extern const Kernels kBaseline;
 #ifdef KD_X86
