@@ -49,7 +49,18 @@ def _counted(factor: Tensor, term: Callable[..., Tensor], *logits: Tensor) -> Te
 
 
 def _divergence(student: Tensor, teacher: Tensor, loss: Loss, temperature: float) -> Tensor:
-    return loss.definition(F.log_softmax(student / temperature, dim=-1), F.log_softmax(teacher / temperature, dim=-1))
+    log_q, log_p = (F.log_softmax(_tempered(logits, temperature), dim=-1) for logits in (student, teacher))
+    return loss.definition(log_q, log_p)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    """(logits - max) / T: what log softmax(logits / T) is taken of, finite where logits / T would overflow.
+
+    Shifting a row changes neither the result nor any derivative, so the maximum is a constant. Halves are subtracted,
+    and T is halved: the difference of two finite logits may itself overflow, though not when it is divided by T > 1.
+    """
+    half = 0.5 * logits
+    return (half - half.detach().amax(-1, keepdim=True)) / (0.5 * temperature)
 
 
 def trilateral(
@@ -69,14 +80,24 @@ def trilateral(
     if squared:
         distances = torch.stack([edge.square().sum(-1) for edge in edges], dim=-1)
     else:
-        distances = torch.stack([torch.linalg.vector_norm(edge, dim=-1) for edge in edges], dim=-1)
+        distances = torch.stack([_length(edge) for edge in edges], dim=-1)
     distances = torch.where((inside & counted).unsqueeze(-1), distances, torch.nan)
     return torch.where(counted.unsqueeze(-1), distances, 0.0)
 
 
+def _length(edge: Tensor) -> Tensor:
+    """|edge| over the last dimension; where it is 0, every derivative of every order is 0 too.
+
+    Such edges are replaced before the norm is taken: a `where` after it would leave NaN in its second derivative.
+    """
+    zero = torch.linalg.vector_norm(edge.detach(), dim=-1) == 0
+    length = torch.linalg.vector_norm(torch.where(zero.unsqueeze(-1), 1.0, edge), dim=-1)
+    return torch.where(zero, 0.0, length)
+
+
 def softmax(logits: Tensor, *, temperature: float, log: bool) -> Tensor:
     """softmax(logits / temperature) or its logarithm over the last dimension, in the dtype of the logits."""
-    scaled = logits.to(accumulation_dtype(logits)) / temperature
+    scaled = _tempered(logits.to(accumulation_dtype(logits)), temperature)
     return (F.log_softmax(scaled, dim=-1) if log else F.softmax(scaled, dim=-1)).to(logits.dtype)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ... import api
 from ... import checks as logit_checks
 from . import checks
 from .proxy import by_order, solve
@@ -95,7 +96,7 @@ def search_coefficients(
     checks.interval(low, high)
     checks.generator(generator)
     logit_checks.temperature(temperature)
-    teacher = (teacher_logits.double() / temperature).softmax(-1)
+    teacher = api.softmax(teacher_logits.double(), temperature=temperature)
     shape = (teacher.shape[1],) if per_class else ()
     drawn = _drawn(orders, draws, shape, low, high, generator)
     trials, coefficients, best = _try(drawn, len(orders) * draws, teacher, labels, progress)
