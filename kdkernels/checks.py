@@ -161,6 +161,11 @@ def ignore_index(value: object) -> None:
         raise TypeError(f"ignore_index must be an int, got {type(value).__name__}")
 
 
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def readable(value: Tensor) -> bool:
     """Whether a tensor's values may be looked at: on a device that would wait for it, and a tracer has none."""
     return value.is_cpu and not traced(value) and not transformed()

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import api, checks
+from .criterion import Criterion
 from .losses import ForwardKL, Loss
 
 
-class _Criterion(nn.Module):
-    """Holds a loss and the keywords of its function; what varies by batch is given at the call."""
-
-    def __init__(self, loss: Loss, **options: Any) -> None:
-        super().__init__()
-        checks.loss(loss)
-        checks.temperature(options["temperature"])
-        checks.reduction(options["reduction"], None)
-        self.loss = loss
-        self.options = options
-
-    def extra_repr(self) -> str:
-        return ", ".join([repr(self.loss), *(f"{name}={value!r}" for name, value in self.options.items())])
-
-
-class DivergenceLoss(_Criterion):
+class DivergenceLoss(Criterion):
     """`kdkernels.divergence` as a module: ``criterion(student, teacher, mask=..., weight=..., normalizer=...)``.
 
-    Equivalent to calling the function with the keywords given here; arguments, conventions, errors and sources are
-    the function's.
+    Equivalent to calling the function with the keywords given here; conventions and sources are the function's.
+
+    Args:
+        loss: a loss of this package, e.g. ``ForwardKL()``, ``JensenShannon(beta=0.5)``. The coefficients of a
+            ``Perturbed`` are a buffer: they follow the module to a device (not to a dtype, which would only round
+            them) and are in its state_dict. ``criterion.loss`` may be replaced later.
+        temperature: T > 0, a number; divides both sides.
+        tau_squared: multiply the result by T^2.
+        reduction: "none" (one value per row), "sum", "mean" (over counted rows) or "batchmean".
+        vocab_size: only the first entries of both vocabularies enter.
+        inplace: let the gradient take the student's buffer; the logits are lost.
+        backend: "auto", or one of ``kd.backends()``; one that was named and cannot run raises.
+
+    Raises:
+        TypeError, ValueError: an argument breaks a rule above; here, where it is known here, otherwise at the call.
     """
 
     def __init__(
@@ -62,23 +59,55 @@ class DivergenceLoss(_Criterion):
         weight: Tensor | None = None,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
+        """The divergence of a batch.
+
+        Args:
+            student: logits (..., vocab), float32, float16, bfloat16 or float64.
+            teacher: logits of the same leading shape; dtype may differ; must not require grad.
+            mask: bool (...), True = counted.
+            weight: floating point (...), multiplies each row; must not require grad.
+            normalizer: positive number or 0-d tensor that replaces the divisor of reduction "mean".
+
+        Returns:
+            0-d, or (...) for reduction "none"; float32 (float64 where an input is), in nats times T^2.
+
+        Raises:
+            TypeError, ValueError: an argument breaks a rule above; nothing has been computed or written.
+            RuntimeError: the backend that was named cannot run; a second derivative was asked for.
+        """
         return api.divergence(
             student, teacher, self.loss, mask=mask, weight=weight, normalizer=normalizer, **self.options
         )
 
 
-class DistillationLoss(_Criterion):
+class DistillationLoss(Criterion):
     """`kdkernels.distillation` as a module: ``criterion(student, teacher, labels, alpha=..., mask=...)``.
 
-    Equivalent to calling the function with the keywords given here; an ``alpha`` given at the call (one per row, say)
-    replaces the module's. Arguments, conventions, errors and sources are the function's.
+    Equivalent to calling the function with the keywords given here; conventions and sources are the function's.
+
+    Args:
+        loss: a loss of this package, e.g. ``ForwardKL()``, ``JensenShannon(beta=0.5)``. The coefficients of a
+            ``Perturbed`` are a buffer: they follow the module to a device (not to a dtype, which would only round
+            them) and are in its state_dict. ``criterion.loss`` may be replaced later.
+        alpha: share of the divergence, a number in [0, 1]; the cross-entropy gets the rest. A tensor, of one value or
+            of one per row, becomes a buffer. One that is given at the call replaces it.
+        temperature: T > 0, a number; divides both sides of the divergence.
+        tau_squared: multiply the divergence by T^2.
+        ignore_index: rows of this label count in neither term.
+        reduction: "none" (one value per row), "sum", "mean" (over counted rows) or "batchmean".
+        vocab_size: only the first entries of both vocabularies enter.
+        inplace: let the gradient take the student's buffer; the logits are lost.
+        backend: "auto", or one of ``kd.backends()``; one that was named and cannot run raises.
+
+    Raises:
+        TypeError, ValueError: an argument breaks a rule above; here, where it is known here, otherwise at the call.
     """
 
     def __init__(
         self,
         loss: Loss = ForwardKL(),  # noqa: B008 - frozen
         *,
-        alpha: float = 0.5,
+        alpha: float | Tensor = 0.5,
         temperature: float = 1.0,
         tau_squared: bool = True,
         ignore_index: int = -100,
@@ -97,7 +126,12 @@ class DistillationLoss(_Criterion):
             inplace=inplace,
             backend=backend,
         )
-        self.alpha = alpha
+        if isinstance(alpha, Tensor):
+            checks.alpha(alpha, alpha.unsqueeze(-1))  # against logits of its own shape: those of a batch are to come
+            self.register_buffer("alpha", alpha)
+        else:
+            checks.alpha(alpha, None)
+            self.alpha = alpha
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, alpha={self.alpha!r}"
@@ -113,6 +147,24 @@ class DistillationLoss(_Criterion):
         weight: Tensor | None = None,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
+        """The mixture of divergence and cross-entropy of a batch.
+
+        Args:
+            student: logits (..., vocab), float32, float16, bfloat16 or float64.
+            teacher: logits of the same leading shape; dtype may differ; must not require grad.
+            labels: int64 (...), in [0, vocab) or ``ignore_index``.
+            alpha: replaces the module's: a number in [0, 1], or one value per row (...); must not require grad.
+            mask: bool (...), True = counted.
+            weight: floating point (...), multiplies each row; must not require grad.
+            normalizer: positive number or 0-d tensor that replaces the divisor of reduction "mean".
+
+        Returns:
+            0-d, or (...) for reduction "none"; float32 (float64 where an input is), in nats.
+
+        Raises:
+            TypeError, ValueError: an argument breaks a rule above; nothing has been computed or written.
+            RuntimeError: the backend that was named cannot run; a second derivative was asked for.
+        """
         share = self.alpha if alpha is None else alpha
         return api.distillation(
             student, teacher, labels, self.loss, alpha=share, mask=mask, weight=weight, normalizer=normalizer,

@@ -1,7 +1,9 @@
 """The nn.Module twins: the same numbers, and what one expects of a module."""
 
 import copy
+import inspect
 import pickle
+import pydoc
 
 import pytest
 import torch
@@ -103,3 +105,45 @@ def test_wrong_options_are_refused_when_it_is_built(criterion):
         criterion(reduction="average")
     with pytest.raises(TypeError):
         criterion(smoothing=0.1)
+
+
+@pytest.mark.parametrize("criterion", [kd.DivergenceLoss, kd.DistillationLoss])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"vocab_size": 0}, ValueError, "vocab_size must lie in"),
+        ({"vocab_size": 2.0}, TypeError, "vocab_size must be an int, got float"),
+        ({"vocab_size": True}, TypeError, "vocab_size must be an int, got bool"),
+        ({"vocab_size": 5, "loss": kd.Perturbed(torch.ones(4, 2))}, ValueError, "one row per class, 5 of them, got 4"),
+        ({"backend": "cuda"}, ValueError, "backend must be one of 'auto', 'reference'"),
+        ({"inplace": "yes"}, TypeError, "inplace must be True or False, got 'yes'"),
+        ({"tau_squared": 1}, TypeError, "tau_squared must be True or False, got 1"),
+        ({"temperature": "4"}, TypeError, "temperature must be a number, got str"),
+        ({"alpha": 1.5}, ValueError, r"alpha must lie in \[0, 1\], got 1.5"),
+        ({"alpha": "0.5"}, TypeError, "alpha must be a number"),
+        ({"alpha": torch.tensor(0.5, requires_grad=True)}, ValueError, "alpha must not require grad"),
+        ({"alpha": torch.tensor(1)}, TypeError, "alpha must be floating point"),
+        ({"ignore_index": None}, TypeError, "ignore_index must be an int, got NoneType"),
+    ],
+    ids=str,
+)
+def test_every_option_is_checked_when_it_is_built(criterion, options, error, message):
+    if criterion is kd.DivergenceLoss and options.keys() & {"alpha", "ignore_index"}:
+        with pytest.raises(TypeError, match="unexpected keyword"):
+            criterion(**options)
+        return
+    with pytest.raises(error, match=message):
+        criterion(**options)
+
+
+@pytest.mark.parametrize("criterion", [kd.DivergenceLoss, kd.DistillationLoss])
+def test_help_begins_with_our_arguments(criterion):
+    """pydoc prints nn.Module's members too, after ours: the class, its docstring, its methods and theirs come first."""
+    lines = pydoc.render_doc(criterion, renderer=pydoc.plaintext).splitlines()
+    first = "\n".join(lines[:45])
+    for name in inspect.signature(criterion.__init__).parameters:
+        assert name == "self" or f"{name}: " in first.replace("|  ", "")
+    before = next(index for index, line in enumerate(lines) if "inherited from torch" in line)
+    ours = "\n".join(lines[:before])
+    for name in inspect.signature(criterion.forward).parameters:
+        assert name == "self" or f"{name}: " in ours

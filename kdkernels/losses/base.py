@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,6 +61,18 @@ class Loss:
         width is 1 where all classes share them, otherwise the classes rounded up to a multiple of 16, padded with 0.
         """
         return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters that are tensors, by name. A module that holds the loss keeps them as buffers of these names,
+        so that they move with it and are in its state_dict."""
+        return {}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Loss:
+        """This loss with others for its `tensors`: they are not copied, and no value of them is looked at."""
+        return self
+
+    def look(self) -> None:
+        """Raise ValueError where the values of `tensors` are none that the loss can have. It waits for their device."""
 
     def definition(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """The textbook formula in plain, differentiable PyTorch: (..., vocab) log-probabilities to (...) nats."""

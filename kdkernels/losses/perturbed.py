@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from .base import Loss, divergence_sum, jit, tl
 
@@ -57,7 +60,8 @@ class Perturbed(Loss):
         coefficients: eps, floating point, (M,) - the same for every class - or (C, M) with C the vocabulary;
             1 <= M <= 8. On the device of the logits. They are constants: one that requires grad raises, because the
             loss's minimum over eps is no aim (`kdkernels.methods.pt.search_coefficients` chooses them). They are
-            copied: a later change of the tensor changes nothing.
+            copied: a later change of the tensor changes nothing. In a module (`kdkernels.DivergenceLoss`) they are the
+            buffer ``coefficients``.
 
     Raises:
         TypeError, ValueError: coefficients of another kind, shape or value.
@@ -74,10 +78,13 @@ class Perturbed(Loss):
     def __post_init__(self) -> None:
         checked(self.coefficients)
         with torch.inference_mode(False):  # a loss outlives the block that it is made in
-            object.__setattr__(self, "coefficients", self.coefficients.detach().clone())
+            self._hold(self.coefficients.detach().clone())
             if not torch.compiler.is_compiling():
-                _look_at(self.coefficients)
-            object.__setattr__(self, "_table", _table_of(self.coefficients))
+                _look_at(self.coefficients, stacklevel=4)
+
+    def _hold(self, coefficients: Tensor) -> None:
+        object.__setattr__(self, "coefficients", coefficients)
+        object.__setattr__(self, "_table", _table_of(coefficients))
 
     # By identity: Loss compares the fields that it has, which are none, and tensors do not compare to a bool.
     __eq__ = object.__eq__
@@ -92,6 +99,17 @@ class Perturbed(Loss):
 
     def table(self, dtype: torch.dtype) -> Tensor:
         return self._table.to(dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"coefficients": self.coefficients}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Perturbed:
+        loss = object.__new__(Perturbed)
+        loss._hold(checked(tensors["coefficients"]))
+        return loss
+
+    def look(self) -> None:
+        _look_at(self.coefficients, stacklevel=3)
 
     def definition(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         distance = 1.0 - log_q.exp()  # not expm1, whose derivative is (q - 1) + 1
@@ -120,8 +138,10 @@ def checked(coefficients: object) -> Tensor:
     return coefficients
 
 
-def _look_at(coefficients: Tensor) -> None:
-    """What only the values tell. It waits for a device, once, when the loss is made."""
+def _look_at(coefficients: Tensor, stacklevel: int) -> None:
+    """What only the values tell, where there are any: none on meta, and none that are to be known under a transform."""
+    if coefficients.is_meta or type(coefficients) is not Tensor or is_functorch_wrapped_tensor(coefficients):
+        return
     finite, least = torch.isfinite(coefficients.float()).all(), _margin(coefficients).min()
     finite, least = torch.stack([finite.to(least.dtype), least]).tolist()
     if not finite:
@@ -129,7 +149,7 @@ def _look_at(coefficients: Tensor) -> None:
     if least < 0:
         warnings.warn(
             "some coefficient of order m is below -1/m: the perturbed loss may be non-convex",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 
@@ -147,6 +167,4 @@ def _table_of(coefficients: Tensor) -> Tensor:
     columns = by_order.shape[1]
     if coefficients.dim() == 1:
         return by_order.clone(memory_format=torch.contiguous_format)
-    table = by_order.new_zeros(by_order.shape[0], -(-columns // _PADDING) * _PADDING)
-    table[:, :columns] = by_order
-    return table
+    return F.pad(by_order, (0, -columns % _PADDING)).contiguous()

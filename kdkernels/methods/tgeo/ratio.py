@@ -36,10 +36,7 @@ class FusionRatio(nn.Module):
         class_mean: Tbar (C, C), floating point, row by class: `class_means`. Needed for "relations". It is copied
             into a buffer, which the state_dict carries.
 
-    Call: ``ratio(student, teacher, labels)`` with logits (..., C), of which no gradient is taken, and int64 labels
-    (...); returns alpha (...) in the dtype of the parameters (autocast's under autocast). A row whose label is -100 is
-    not read; its alpha means nothing, and adds nothing to a gradient that is 0 there. Another label outside [0, C)
-    raises on a CPU and makes alpha NaN on a GPU or under a tracer.
+    Call: ``ratio(student, teacher, labels)``, see `forward`.
 
     Raises: TypeError, ValueError where an argument breaks a rule above.
 
@@ -73,6 +70,19 @@ class FusionRatio(nn.Module):
         self.register_buffer("class_mean", class_mean)
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """alpha of each row of a batch.
+
+        Args:
+            student, teacher: logits (..., C), of which no gradient is taken.
+            labels: int64 (...), in [0, C) or -100. A row of the latter is not read; its alpha means nothing, and adds
+                nothing to a gradient that is 0 there. Another label outside [0, C) raises on a CPU and makes alpha NaN
+                on a GPU or under a tracer.
+
+        Returns:
+            (...), in (0, 1), in the dtype of the parameters (autocast's under autocast).
+
+        Raises: TypeError, ValueError where an argument breaks a rule above.
+        """
         arguments.classes("student", student, self.num_classes)
         arguments.classes("teacher", teacher, self.num_classes)
         student, teacher = student.detach(), teacher.detach()
