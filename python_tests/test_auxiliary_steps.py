@@ -1,6 +1,7 @@
 """The criterion as a step of training: compiled around, given what is odd, and refused before anything has changed."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from auxiliary_cases import CLASSES, DIM, ENTRIES, ROWS, SETTINGS, assert_same, 
 from cases import F64
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from kdkernels.methods import auxiliary
 
@@ -28,6 +30,45 @@ def test_a_compiled_step_is_compiled_once():
         assert compiled(student) == 2 * alone(student * 1.5, teacher, h, ht, index)
         frames.append(backend.frame_count)
     assert 1 <= frames[1] == frames[-1] and len(loss.bank) == len(alone.bank)
+
+
+def test_why_the_graph_breaks_is_said_once():
+    from kdkernels.methods.auxiliary import graphs
+
+    torch._dynamo.reset()
+    graphs._tell.cache_clear()
+    loss, (student, teacher, h, ht) = criterion(), batch()
+    step = lambda z: 2 * loss(z * 1.5, teacher, h, ht, torch.arange(ROWS))  # noqa: E731
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for backend in ("eager", "aot_eager"):
+            compiled = torch.compile(step, backend=backend)
+            for _ in range(3):
+                compiled(student)
+    told = [str(each.message) for each in caught if "kdkernels" in str(each.message)]
+    assert len(told) == 1 and "InstanceBank" in told[0]
+    found = torch._dynamo.explain(step)(student)
+    assert found.graph_break_count == 1 and "InstanceBank" in str(found.break_reasons[0].reason)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="InstanceBank"):
+        torch.compile(step, backend="eager", fullgraph=True)(student)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("how", ["export", "strict export", "make_fx", "jit.trace"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_graph_for_ever_is_refused(how, training):
+    """It would push every batch to the same place of the bank, and see the entries of its first call alone."""
+    loss, given = criterion(), (*batch(), torch.arange(ROWS))
+    loss(*given)
+    loss.train(training)
+    with pytest.raises(Exception, match="InstanceBank"):
+        if how == "make_fx":
+            make_fx(loss)(*given)
+        elif how == "jit.trace":
+            torch.jit.trace(loss, given)
+        else:
+            torch.export.export(loss, given, strict=how == "strict export")
+    assert len(loss.bank) == ROWS
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

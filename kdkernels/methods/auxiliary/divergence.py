@@ -43,7 +43,7 @@ def auxiliary_divergence(
     but the batch is walked in chunks, of 256 rows for 16,384 entries and on: three (chunk x entries) tensors are all of
     that kind there ever is, the similarities of both sides and one more (on a GPU with ``index`` also one of booleans),
     and each chunk leaves its values and its gradients, (B, C) and (B, dim), which backward scales. Under torch.compile
-    the graph breaks here.
+    the graph breaks here, of which a warning tells once, with the reason; it cannot be exported or traced.
 
     Args:
         student: logits (B, C), float32, float16, bfloat16 or float64.

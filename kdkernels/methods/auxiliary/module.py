@@ -27,7 +27,8 @@ class AuxiliaryKD(nn.Module):
     ``criterion.parameters()`` to the optimizer: the projection is trained, by either term (with mixture = beta = 0 it
     has no gradient). In several processes it has to be inside the module that DistributedDataParallel wraps, or each of
     them trains its own. A cross-entropy is yours to add. Outside a checkpoint only: a second forward would push the
-    batch again. Under torch.compile the graph breaks at the criterion.
+    batch again. Under torch.compile the graph breaks at the criterion, of which a warning tells once, with the reason;
+    it cannot be exported or traced.
 
     Args:
         student_dim, teacher_dim: of the features, >= 1.
@@ -40,16 +41,10 @@ class AuxiliaryKD(nn.Module):
         projection: a module from (B, student_dim) to (B, teacher_dim); by default a linear layer without bias. Its
             input has the dtype of its parameters, whatever the features have.
 
-    Call: ``criterion(student, teacher, student_features, teacher_features, index)`` with logits (B, C), features
-    (B, student_dim) and (B, teacher_dim), and the samples' numbers in the data set, (B,) int64. In training mode the
-    batch enters the bank first; in evaluation mode nothing does, and ``index=None`` is allowed. Always left out of a
-    row are the entries of the same sample, however many there are: they hold the answer. ``reduction`` is "mean",
-    "sum" or "none" (one value per row). Returns float32, float64 where the logits, the teacher's features or the
-    projection's output are; conventions are those of `auxiliary_divergence`.
+    Call: ``criterion(student, teacher, student_features, teacher_features, index)``, see `forward`.
 
     Raises:
-        TypeError, ValueError: an argument breaks a rule above, or the projection's output does; the bank is as it was.
-        RuntimeError: the bank is empty in evaluation mode (and the batch is not).
+        TypeError, ValueError: an argument breaks a rule above.
 
     Source: ours, after the abstract of Peng, Fang, Zhang, Lu, "Knowledge Distillation with Auxiliary Variable", ICML
     2024: instance membership as the auxiliary variable, whose total probability rewrites the student's prediction. Not
@@ -90,6 +85,27 @@ class AuxiliaryKD(nn.Module):
         *,
         reduction: str = "mean",
     ) -> Tensor:
+        """The loss of a batch, which in training mode enters the bank first; in evaluation mode nothing does.
+
+        Always left out of a row are the entries of the same sample, however many there are: they hold the answer.
+
+        Args:
+            student: logits (B, C), float32, float16, bfloat16 or float64.
+            teacher: logits (B, C); dtype may differ; must not require grad.
+            student_features: (B, student_dim), floating point.
+            teacher_features: (B, teacher_dim), floating point; must not require grad.
+            index: (B,) int64, the samples' numbers in the data set; may be None in evaluation mode.
+            reduction: "mean", "sum" or "none" (one value per row).
+
+        Returns:
+            0-d, or (B,) for reduction "none"; float32, float64 where the logits, the teacher's features or the
+            projection's output are. Conventions are those of `auxiliary_divergence`.
+
+        Raises:
+            TypeError, ValueError: an argument breaks a rule above, or the projection's output does; the bank is as it
+                was.
+            RuntimeError: the bank is empty in evaluation mode (and the batch is not); torch.export or a tracer runs.
+        """
         arguments.reduction(reduction)
         if self.training:
             arguments.given(index)
