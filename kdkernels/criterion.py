@@ -37,7 +37,7 @@ class Criterion(nn.Module):
         """The loss, its tensors what the buffers hold now. Another loss may be assigned."""
         if not self._names:
             return self._loss
-        held = {name: self._buffers[name] for name in self._names}
+        held = {name: getattr(self, name) for name in self._names}  # a Parameter, where one was assigned
         if traced(*held.values()) or transformed():
             return self._loss.with_tensors(held)  # a graph holds the buffers, not what was once made from them
         stamp = [_stamp(tensor) for tensor in held.values()]
@@ -70,7 +70,7 @@ class Criterion(nn.Module):
     ) -> None:
         """Tensors that the loss could not have been made with are refused, and the module stays as it is."""
         found = {name: state_dict.get(prefix + name) for name in self._names}
-        if all(isinstance(found[name], Tensor) and found[name].shape == self._buffers[name].shape for name in found):
+        if all(isinstance(found[name], Tensor) and found[name].shape == getattr(self, name).shape for name in found):
             try:
                 self._loss.with_tensors({name: tensor.detach() for name, tensor in found.items()}).look()
             except (TypeError, ValueError) as error:
@@ -86,9 +86,9 @@ class Criterion(nn.Module):
 
 
 def _stamp(tensor: Tensor) -> tuple:
-    """Which tensor it is, where its values lie and how often they were written: other values have another stamp."""
+    """Which tensor it is, of what kind, where its values lie and how often they were written."""
     version = object() if tensor.is_inference() else tensor._version  # no writing is counted there: never the same
-    return id(tensor), tensor.data_ptr(), version
+    return id(tensor), tensor.requires_grad, tensor.data_ptr(), version
 
 
 def _check(loss: Loss, options: Mapping[str, Any]) -> None:

@@ -146,6 +146,21 @@ def test_writing_into_the_buffer_is_seen(shape):
         assert torch.equal(criterion(*batch(kind)), expected(kind, eps))
 
 
+def test_coefficients_that_came_to_require_grad_are_refused():
+    """No gradient reaches them: a training that waits for one would wait in silence."""
+    criterion, args = kd.DivergenceLoss(kd.Perturbed(torch.ones(3))), batch(kd.DivergenceLoss)
+    criterion(*args)
+    criterion.coefficients.requires_grad_()
+    with pytest.raises(ValueError, match="coefficients must not require grad"):
+        criterion(*args)
+    criterion = kd.DivergenceLoss(kd.Perturbed(torch.ones(3)))
+    criterion.load_state_dict({"coefficients": torch.nn.Parameter(torch.ones(3))}, assign=True)
+    with pytest.raises(ValueError, match="coefficients must not require grad"):
+        criterion(*args)
+    criterion.requires_grad_(False)
+    assert torch.equal(criterion(*args), expected(kd.DivergenceLoss, torch.ones(3)))
+
+
 @SHAPES
 def test_an_ensemble_under_vmap(shape):
     kind, every = kd.DivergenceLoss, [coefficients(shape, seed=seed) for seed in range(3)]
