@@ -146,6 +146,23 @@ def test_writing_into_the_buffer_is_seen(shape):
         assert torch.equal(criterion(*batch(kind)), expected(kind, eps))
 
 
+@SHAPES
+def test_what_evaluation_made_serves_training(shape):
+    """The first call after a move may be one under inference_mode, whose tensors backward could not read."""
+    criterion = kd.DivergenceLoss(kd.Perturbed(coefficients(shape)))
+    student, teacher = batch(kd.DivergenceLoss)
+    with torch.inference_mode():
+        criterion(student, teacher)
+    assert not criterion.loss.table(F32).is_inference()
+    for dtype in (F32, F16):
+        for call in (criterion, torch.compile(criterion, backend="aot_eager", fullgraph=True)):
+            leaf, wanted = (student.to(dtype, copy=True).requires_grad_() for _ in range(2))
+            call(leaf, teacher).backward()
+            kd.divergence(wanted, teacher, kd.Perturbed(coefficients(shape))).backward()
+            torch.testing.assert_close(leaf.grad, wanted.grad)
+    torch._dynamo.reset()
+
+
 def test_coefficients_that_came_to_require_grad_are_refused():
     """No gradient reaches them: a training that waits for one would wait in silence."""
     criterion, args = kd.DivergenceLoss(kd.Perturbed(torch.ones(3))), batch(kd.DivergenceLoss)

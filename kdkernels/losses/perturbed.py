@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,14 +78,15 @@ class Perturbed(Loss):
 
     def __post_init__(self) -> None:
         checked(self.coefficients)
-        with torch.inference_mode(False):  # a loss outlives the block that it is made in
+        with torch.inference_mode(False):
             self._hold(self.coefficients.detach().clone())
-            if not torch.compiler.is_compiling():
-                _look_at(self.coefficients, stacklevel=4)
+        if not torch.compiler.is_compiling():
+            _look_at(self.coefficients, stacklevel=4)
 
     def _hold(self, coefficients: Tensor) -> None:
         object.__setattr__(self, "coefficients", coefficients)
-        object.__setattr__(self, "_table", _table_of(coefficients))
+        with torch.inference_mode(False):  # a loss outlives the block that it is made in
+            object.__setattr__(self, "_table", _table_of(coefficients))
 
     # By identity: Loss compares the fields that it has, which are none, and tensors do not compare to a bool.
     __eq__ = object.__eq__
@@ -104,7 +106,7 @@ class Perturbed(Loss):
         return {"coefficients": self.coefficients}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Perturbed:
-        loss = object.__new__(Perturbed)
+        loss = copy.copy(self)
         loss._hold(checked(tensors["coefficients"]))
         return loss
 
