@@ -8,28 +8,10 @@ import warnings
 
 import pytest
 import torch
-from cases import BF16, F16, F32, F64, logits, name_of
+from cases import ALL_LOSSES, BF16, F16, F32, F64, name_of
+from module_cases import KINDS, SHAPES, batch, coefficients, expected
 
 import kdkernels as kd
-
-pytestmark = pytest.mark.usual_memory  # inductor and export plan memory themselves
-
-SHAPES = pytest.mark.parametrize("shape", [(3,), (20, 3)], ids=str)
-KINDS = pytest.mark.parametrize("kind", [kd.DivergenceLoss, kd.DistillationLoss])
-
-
-def coefficients(shape, seed=5, dtype=F32):
-    return logits(*shape, seed=seed, dtype=dtype).abs()
-
-
-def batch(kind, device="cpu"):
-    student, teacher = (logits(4, 20, device=device, seed=seed) for seed in range(2))
-    return (student, teacher) if kind is kd.DivergenceLoss else (student, teacher, torch.arange(4, device=device))
-
-
-def expected(kind, eps, device="cpu", backend="auto"):
-    function = kd.divergence if kind is kd.DivergenceLoss else kd.distillation
-    return function(*batch(kind, device), loss=kd.Perturbed(eps.to(device)), backend=backend)
 
 
 @SHAPES
@@ -146,23 +128,6 @@ def test_writing_into_the_buffer_is_seen(shape):
         assert torch.equal(criterion(*batch(kind)), expected(kind, eps))
 
 
-@SHAPES
-def test_what_evaluation_made_serves_training(shape):
-    """The first call after a move may be one under inference_mode, whose tensors backward could not read."""
-    criterion = kd.DivergenceLoss(kd.Perturbed(coefficients(shape)))
-    student, teacher = batch(kd.DivergenceLoss)
-    with torch.inference_mode():
-        criterion(student, teacher)
-    assert not criterion.loss.table(F32).is_inference()
-    for dtype in (F32, F16):
-        for call in (criterion, torch.compile(criterion, backend="aot_eager", fullgraph=True)):
-            leaf, wanted = (student.to(dtype, copy=True).requires_grad_() for _ in range(2))
-            call(leaf, teacher).backward()
-            kd.divergence(wanted, teacher, kd.Perturbed(coefficients(shape))).backward()
-            torch.testing.assert_close(leaf.grad, wanted.grad)
-    torch._dynamo.reset()
-
-
 def test_coefficients_that_came_to_require_grad_are_refused():
     """No gradient reaches them: a training that waits for one would wait in silence."""
     criterion, args = kd.DivergenceLoss(kd.Perturbed(torch.ones(3))), batch(kd.DivergenceLoss)
@@ -176,19 +141,6 @@ def test_coefficients_that_came_to_require_grad_are_refused():
         criterion(*args)
     criterion.requires_grad_(False)
     assert torch.equal(criterion(*args), expected(kd.DivergenceLoss, torch.ones(3)))
-
-
-@SHAPES
-def test_an_ensemble_under_vmap(shape):
-    kind, every = kd.DivergenceLoss, [coefficients(shape, seed=seed) for seed in range(3)]
-    criterion, args = kind(kd.Perturbed(every[0])), batch(kind)
-    call = lambda eps: torch.func.functional_call(criterion, {"coefficients": eps}, args)  # noqa: E731
-    got = torch.func.vmap(call)(torch.stack(every))
-    wanted = torch.stack([expected(kind, eps) for eps in every])
-    torch.testing.assert_close(got, wanted)
-    assert torch.equal(criterion(*batch(kind)), wanted[0])
-    with pytest.raises(ValueError, match="coefficients must not require grad"):
-        torch.func.grad(call)(every[0])
 
 
 @SHAPES
@@ -230,8 +182,6 @@ def test_another_loss_may_be_assigned():
 
 
 def test_every_loss_says_which_of_its_fields_are_tensors():
-    from cases import ALL_LOSSES
-
     for loss in ALL_LOSSES:
         fields = {name for name in loss.__dataclass_fields__ if isinstance(getattr(loss, name), torch.Tensor)}
         assert set(loss.tensors()) == {name for name in fields if not name.startswith("_")}
@@ -240,43 +190,6 @@ def test_every_loss_says_which_of_its_fields_are_tensors():
         with warnings.catch_warnings(record=True) as caught:
             loss.look()
         assert not caught
-
-
-@SHAPES
-def test_compiled_once_whatever_the_coefficients(where, shape):
-    torch._dynamo.reset()
-    graphs = []
-
-    def count(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    criterion = kd.DivergenceLoss(kd.Perturbed(coefficients(shape)), backend=where.backend).to(where.device)
-    compiled = torch.compile(criterion, fullgraph=True, backend=count)
-    args = batch(kd.DivergenceLoss, where.device)
-    for seed in range(4):
-        eps = coefficients(shape, seed=seed)
-        criterion.load_state_dict({"coefficients": eps})
-        wanted = expected(kd.DivergenceLoss, eps, where.device, where.backend)
-        torch.testing.assert_close(compiled(*args), wanted)
-        criterion.coefficients.copy_(2 * eps)
-        wanted = expected(kd.DivergenceLoss, 2 * eps, where.device, where.backend)
-        torch.testing.assert_close(compiled(*args), wanted)
-        torch.testing.assert_close(criterion(*args), wanted)
-    assert len(graphs) == 1
-    torch._dynamo.reset()
-
-
-@SHAPES
-def test_exported_with_its_buffers(kernel, shape):
-    criterion = kd.DivergenceLoss(kd.Perturbed(coefficients(shape)), backend=kernel.backend).to(kernel.device)
-    args = batch(kd.DivergenceLoss, kernel.device)
-    program = torch.export.export(criterion, args)
-    assert list(program.state_dict) == ["coefficients"]
-    module, eps = program.module(), coefficients(shape, seed=6)
-    module.load_state_dict({"coefficients": eps})
-    wanted = expected(kd.DivergenceLoss, eps, kernel.device, kernel.backend)
-    torch.testing.assert_close(module(*args), wanted)
 
 
 def test_alpha_that_is_a_tensor_is_state_too():
