@@ -194,3 +194,8 @@ def instruction_sets() -> str:
     if _C is None:
         return "missing"
     return f"{_C.instruction_set()} (of {', '.join(_C.instruction_sets())})"
+
+
+def cuda_kernels() -> str:
+    """Whether the compiled extension can run its CUDA kernels here, or why not."""
+    return "missing" if _C is None else _cuda_unavailable() or "available"
