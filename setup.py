@@ -47,7 +47,12 @@ CUDA_FLAGS = (
 def sources() -> dict[str, list[str]]:
     """Each source with the flags that are its own."""
     cuda = {f"cuda/{name}.cu": [] for name in CUDA_SOURCES} if nvcc() else {}
-    return {"bind.cpp": [], "cpu/isa.cpp": []} | {f"cpu/{isa}.cpp": flags for isa, flags in isa_flags().items()} | cuda
+    # Only bind.cpp knows Python: pip's isolated builds have pybind11 in another folder each time, for ninja a change.
+    return (
+        {"bind.cpp": include_flags(), "cpu/isa.cpp": []}
+        | {f"cpu/{isa}.cpp": flags for isa, flags in isa_flags().items()}
+        | cuda
+    )
 
 
 def compiler() -> str:
@@ -140,7 +145,7 @@ def ninja_file(build: Path, target: Path) -> str:
     cuda_rule, cuda_libraries = cuda_lines()
     lines = [
         f"cxx = {compiler()}",
-        f"flags = {' '.join([*FLAGS, *defines, *include_flags(), *os.environ.get('CXXFLAGS', '').split()])}",
+        f"flags = {' '.join([*FLAGS, *defines, *os.environ.get('CXXFLAGS', '').split()])}",
         "rule compile",
         "  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
@@ -169,6 +174,8 @@ class NinjaBuild(build_ext):
     def build_extension(self, extension: Extension) -> None:
         check_compiler()
         folder = Path(self.build_temp).resolve()
+        if self.editable_mode:  # a folder that is thrown away: there ninja would compile everything each time
+            folder = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(extension.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
