@@ -75,7 +75,8 @@ REMEDY = (
 
 def check_compiler() -> None:
     """One sentence in place of what ninja would say of every source."""
-    command = [*shlex.split(compiler()), *FLAGS, *include_flags(), "-shared", "-x", "c++", "-"]
+    python = sysconfig.get_paths()["include"]
+    command = [*shlex.split(compiler()), *FLAGS, f"-isystem{python}", "-shared", "-x", "c++", "-"]
     if not shutil.which(command[0]):
         missing = f"CXX={os.environ['CXX']} is not" if os.environ.get("CXX") else "neither g++ nor clang++ is"
         raise SystemExit(f"kdkernels is compiled from C++, and {missing} on the PATH. {REMEDY}")
