@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+LOG := $(VENV)/setup.log
 SOURCES := $(shell find csrc -type f) setup.py
 
 .PHONY: help setup demo complexity test bench bench-quick report lint format clean
@@ -9,17 +10,19 @@ SOURCES := $(shell find csrc -type f) setup.py
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## / - /'
 
-$(VENV)/.packages: pyproject.toml constraints.txt
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade "pip>=23.2" -c constraints.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,triton]"
-	touch $@ $(VENV)/.extension
+# What pip says goes to a log, and to the terminal where it fails.
+quietly = >> $(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
 
-$(VENV)/.extension: $(VENV)/.packages $(SOURCES)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt -e .
-	touch $@
+$(VENV)/.ready: pyproject.toml constraints.txt $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit("kdkernels needs Python >= 3.10: make PYTHON=..." if sys.version_info < (3, 10) else 0)'
+	@echo "Installing packages into $(VENV) and compiling the extension: some minutes the first time ($(LOG))"
+	@mkdir -p $(VENV) && : > $(LOG)
+	@$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) $(quietly)
+	@$(RUN) -m pip install --upgrade "pip>=23.2" -c constraints.txt $(quietly)
+	@$(RUN) -m pip install -c constraints.txt -e ".[demo,dev,triton]" $(quietly)
+	@touch $@
 
-setup: $(VENV)/.extension  ## a virtual environment with the pinned packages and the compiled extension
+setup: $(VENV)/.ready  ## a virtual environment with the pinned packages and the compiled extension
 
 demo: setup  ## distil a digits classifier with several losses: a table and two pictures (CPU, under 5 minutes)
 	$(RUN) -m kdkernels.demo

@@ -2,7 +2,7 @@
 
 The CUDA sources are compiled where nvcc and an NVIDIA driver are found, or when asked for: KDKERNELS_CUDA=1 compiles
 them (an error without nvcc), KDKERNELS_CUDA=0 leaves them out. Their runtime is linked statically, so that the module
-imports on a machine without a driver.
+imports on a machine without a driver. KDKERNELS_NATIVE=0 builds no extension at all, and needs no compiler.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -43,13 +46,60 @@ CUDA_FLAGS = (
 
 def sources() -> dict[str, list[str]]:
     """Each source with the flags that are its own."""
-    isas = ISA_FLAGS if X86 else {"baseline": ISA_FLAGS["baseline"]}
     cuda = {f"cuda/{name}.cu": [] for name in CUDA_SOURCES} if nvcc() else {}
-    return {"bind.cpp": [], "cpu/isa.cpp": []} | {f"cpu/{isa}.cpp": flags for isa, flags in isas.items()} | cuda
+    # Only bind.cpp knows Python: pip's isolated builds have pybind11 in another folder each time, for ninja a change.
+    return (
+        {"bind.cpp": include_flags(), "cpu/isa.cpp": []}
+        | {f"cpu/{isa}.cpp": flags for isa, flags in isa_flags().items()}
+        | cuda
+    )
 
 
 def compiler() -> str:
-    return os.environ.get("CXX") or "g++"
+    return os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), "g++")
+
+
+PROBE = """
+#include <Python.h>
+#include <omp.h>
+#include <string_view>
+template <class T> constexpr int bytes() { if constexpr (sizeof(T) > 1) return sizeof(T); else return 1; }
+inline constexpr std::string_view text = "C++17";
+int probe() { return omp_get_max_threads() + bytes<int>() + int(text.size()); }
+"""
+REMEDY = (
+    "Install one (apt install g++, dnf install gcc-c++, conda install gxx), name another with CXX=, or do without the "
+    "compiled extension with KDKERNELS_NATIVE=0, which leaves plain PyTorch on CPUs."
+)
+
+
+def check_compiler() -> None:
+    """One sentence in place of what ninja would say of every source."""
+    python = sysconfig.get_paths()["include"]
+    command = [*shlex.split(compiler()), *FLAGS, f"-isystem{python}", "-shared", "-x", "c++", "-"]
+    if not shutil.which(command[0]):
+        missing = f"CXX={os.environ['CXX']} is not" if os.environ.get("CXX") else "neither g++ nor clang++ is"
+        raise SystemExit(f"kdkernels is compiled from C++, and {missing} on the PATH. {REMEDY}")
+    with tempfile.TemporaryDirectory() as folder:
+        for flags in isa_flags().values():
+            arguments = [*command, *flags, "-o", str(Path(folder, "probe.so"))]
+            done = subprocess.run(arguments, input=PROBE, capture_output=True, text=True)
+            if done.returncode:
+                said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+                raise SystemExit(
+                    f"kdkernels needs a compiler with C++17, OpenMP and today's instruction sets (g++ >= 11, clang++ "
+                    f">= 12 with libomp), and Python's headers (python3-dev); {compiler()} says: {said}\n{REMEDY}"
+                )
+
+
+def include_flags() -> list[str]:
+    import pybind11
+
+    return [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
+
+
+def isa_flags() -> dict[str, list[str]]:
+    return ISA_FLAGS if X86 else {"baseline": ISA_FLAGS["baseline"]}
 
 
 @functools.cache
@@ -92,14 +142,11 @@ def toolkit(compiler: Path) -> Path:
 
 
 def ninja_file(build: Path, target: Path) -> str:
-    import pybind11
-
-    includes = [f"-isystem {path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
     defines = [*(["-DKD_X86"] if X86 else []), *(["-DKD_CUDA"] if nvcc() else [])]
     cuda_rule, cuda_libraries = cuda_lines()
     lines = [
         f"cxx = {compiler()}",
-        f"flags = {' '.join([*FLAGS, *defines, *includes, *os.environ.get('CXXFLAGS', '').split()])}",
+        f"flags = {' '.join([*FLAGS, *defines, *os.environ.get('CXXFLAGS', '').split()])}",
         "rule compile",
         "  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
@@ -118,14 +165,35 @@ def ninja_file(build: Path, target: Path) -> str:
     return "\n".join([*lines, f"build {str(target).replace(' ', '$ ')}: link {' '.join(objects)}", ""])
 
 
+class ExtensionFirst(build):
+    """A compiler that is missing is said before a hundred files are copied."""
+
+    sub_commands = sorted(build.sub_commands, key=lambda command: command[0] != "build_ext")
+
+
 class NinjaBuild(build_ext):
     def build_extension(self, extension: Extension) -> None:
-        build = Path(self.build_temp).resolve()
-        build.mkdir(parents=True, exist_ok=True)
+        check_compiler()
+        folder = Path(self.build_temp).resolve()
+        if self.editable_mode:  # a folder that is thrown away: there ninja would compile everything each time
+            folder = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+        folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(extension.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        (build / "build.ninja").write_text(ninja_file(build, target))
-        subprocess.run([*ninja(), "-C", str(build)], check=True)
+        (folder / "build.ninja").write_text(ninja_file(folder, target))
+        if subprocess.run([*ninja(), "-C", str(folder)]).returncode:
+            raise SystemExit("kdkernels: the C++ compiler failed; its errors stand above")
+        leave_in_place(target)
+
+
+def leave_in_place(built: Path) -> None:
+    """The extension beside its sources too: Python that is started in a checkout imports the checkout's package, and
+    not the one that is installed."""
+    place = ROOT / "kdkernels" / built.name
+    if built != place and os.access(place.parent, os.W_OK):
+        fresh = place.with_suffix(".new")
+        shutil.copy2(built, fresh)
+        fresh.replace(place)  # and not written over: a process may be running it
 
 
 def ninja() -> list[str]:
@@ -136,6 +204,13 @@ def ninja() -> list[str]:
     return [str(Path(package.BIN_DIR) / name)]
 
 
+def native() -> bool:
+    wish = os.environ.get("KDKERNELS_NATIVE") or "1"
+    if wish not in ("0", "1"):
+        raise SystemExit(f"KDKERNELS_NATIVE must be 0, 1 or unset, got {wish!r}")
+    return wish == "1"
+
+
 # Relative paths: a source distribution takes along what an extension names.
 EVERY = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
 EXTENSION = Extension(
@@ -144,4 +219,4 @@ EXTENSION = Extension(
     depends=[path for path in EVERY if not path.endswith(".cpp")],
 )
 
-setup(ext_modules=[EXTENSION], cmdclass={"build_ext": NinjaBuild})
+setup(ext_modules=[EXTENSION] if native() else [], cmdclass={"build": ExtensionFirst, "build_ext": NinjaBuild})

@@ -1,5 +1,10 @@
 """kdkernels: fused knowledge-distillation losses for PyTorch. Logits go in; a loss and its gradient come out."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .api import distillation, divergence, log_softmax, softmax
 from .backends import backends, use_backend
 from .distances import trilateral_distances
@@ -15,6 +20,9 @@ from .losses import (
     TotalVariation,
 )
 from .modules import DistillationLoss, DivergenceLoss
+
+if TYPE_CHECKING:
+    from . import methods
 
 __version__ = "0.1.0"
 
@@ -35,7 +43,18 @@ __all__ = [
     "distillation",
     "divergence",
     "log_softmax",
+    "methods",
     "softmax",
     "trilateral_distances",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "methods":  # imported when it is first asked for
+        return importlib.import_module(".methods", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,15 +1,19 @@
-"""`python -m kdkernels`: versions, devices, instruction sets and backends - what to paste into a bug report."""
+"""`python -m kdkernels`: versions, devices, backends and what "auto" takes where - what to paste into a bug report."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import warnings
 
 import torch
 
 from . import __version__, backends
-from .backends import native
+from .backends import native, resolve
+
+SETTINGS = ("KDKERNELS_BACKEND", "KDKERNELS_ISA", "KDKERNELS_STRICT", "TRITON_INTERPRET")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def report() -> str:
@@ -18,13 +22,13 @@ def report() -> str:
         f"python     {platform.python_version()} on {platform.platform()}",
         f"torch      {torch.__version__} (CUDA {torch.version.cuda or 'no'}, ROCm {torch.version.hip or 'no'})",
         f"triton     {_version('triton')}",
-        f"processor  {_processor()}, {torch.get_num_threads()} threads",
-        f"compiled   {native.instruction_sets()}",
-        *(f"device     {name}" for name in _devices()),
+        f"threads    {torch.get_num_threads()}",
+        f"compiled   {native.instruction_sets()}, CUDA kernels: {native.cuda_kernels()}",
+        *(f"device     {_name(device)}" for device in _devices()),
         *(f"backend    {name}: {state}" for name, state in backends().items()),
+        *(f"auto       {device}: {_automatic(device)}" for device in _devices()),
     ]
-    chosen = {name: os.environ[name] for name in ("KDKERNELS_BACKEND", "KDKERNELS_ISA") if name in os.environ}
-    lines += [f"set        {name}={value}" for name, value in chosen.items()]
+    lines += [f"set        {name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
     return "\n".join(lines)
 
 
@@ -44,8 +48,33 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _devices() -> list[str]:
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] or ["no GPU"]
+def _devices() -> list[torch.device]:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if accelerator else 0
+    return [torch.device("cpu"), *(torch.device(accelerator.type, index) for index in range(count))]
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"cpu, {_processor()}"
+    name = getattr(torch.get_device_module(device), "get_device_name", lambda _: "without a name")
+    return f"{device}, {name(device)}"
+
+
+def _automatic(device: torch.device) -> str:
+    """What backend="auto" takes on this device, by dtype where that matters; a fall-back's warning is in it already."""
+    chosen = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for dtype in DTYPES:
+            try:
+                taken = resolve("auto", device, (dtype,))
+            except RuntimeError as error:  # KDKERNELS_STRICT=1, or a backend of KDKERNELS_BACKEND that cannot run here
+                taken = f"an error ({error})"
+            chosen.setdefault(taken, []).append(str(dtype).removeprefix("torch."))
+    if len(chosen) == 1:
+        return next(iter(chosen))
+    return "; ".join(f"{taken} for {', '.join(dtypes)}" for taken, dtypes in chosen.items())
 
 
 if __name__ == "__main__":

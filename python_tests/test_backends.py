@@ -186,7 +186,17 @@ def test_the_report():
         assert part in done.stdout
     for state in kd.backends().values():
         assert state in done.stdout
-    assert "KDKERNELS_BACKEND=reference" in python(["-m", "kdkernels"], KDKERNELS_BACKEND="reference").stdout
+    assert "auto       cpu: native\n" in done.stdout
+    assert "CUDA kernels: " in done.stdout
+
+
+def test_the_report_says_what_the_environment_chose():
+    named = python(["-m", "kdkernels"], KDKERNELS_BACKEND="reference", KDKERNELS_STRICT="1").stdout
+    assert "KDKERNELS_BACKEND=reference" in named and "KDKERNELS_STRICT=1" in named
+    assert "auto       cpu: reference\n" in named
+    impossible = python(["-m", "kdkernels"], KDKERNELS_BACKEND="triton", TRITON_INTERPRET="0")
+    assert impossible.returncode == 0, impossible.stderr
+    assert "auto       cpu: an error (backend 'triton' was asked for and cannot run: " in impossible.stdout
 
 
 def test_a_default_device_of_the_user_s_is_not_taken_for_the_student_s():

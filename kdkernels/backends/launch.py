@@ -111,7 +111,7 @@ def strides(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
 
 
 def interpreted() -> bool:
-    """Whether the kernels were decorated under TRITON_INTERPRET=1, which counts only at the import of a kernel."""
+    """Whether TRITON_INTERPRET=1 was set when the first term was made, as the kernels were: later it does not count."""
     import triton
 
     return not isinstance(LOSSES["forward_kl"].term, triton.JITFunction)

@@ -8,13 +8,15 @@ import os
 import torch  # before the extension: libgomp then is the one that torch has loaded, and there is one thread pool
 from torch import Tensor
 
+from .extension import missing
+
 try:
     from .. import _C
 
     _MISSING = None
 except ImportError as error:
     _C = None
-    _MISSING = f"the compiled extension is missing ({error}); reinstall kdkernels with a C++ compiler at hand"
+    _MISSING = missing(error)
 
 # The extension's numbers for dtypes (csrc/calls.h).
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -192,3 +194,8 @@ def instruction_sets() -> str:
     if _C is None:
         return "missing"
     return f"{_C.instruction_set()} (of {', '.join(_C.instruction_sets())})"
+
+
+def cuda_kernels() -> str:
+    """Whether the compiled extension can run its CUDA kernels here, or why not."""
+    return "missing" if _C is None else _cuda_unavailable() or "available"

@@ -33,7 +33,7 @@ def unavailable() -> str | None:
         return f"Triton {'.'.join(map(str, OLDEST_TRITON))} or newer is needed, found {triton.__version__}"
     drivers = (backend.driver for backend in triton.backends.backends.values())
     if not launch.interpreted() and not any(driver.is_active() for driver in drivers):
-        return "no GPU with a Triton driver (TRITON_INTERPRET=1, set before the import, runs it on CPU tensors)"
+        return "no GPU with a Triton driver (TRITON_INTERPRET=1, set before its first use, runs it on CPU tensors)"
     return None
 
 

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
+tl: Any = None  # Triton's language: it takes this place in a term's module when the term is first wanted
 
-    jit = triton.jit
-except ImportError:  # Triton is an extra: without it the terms are absent and only the Triton backend is.
-    tl = None
 
-    def jit(function: Any) -> None:
-        return None
+class jit:
+    """A Triton function of which nothing is made until a kernel wants it: importing Triton takes longer than all else.
+
+    Read from a class (`Loss.term`) it is what `triton.jit` makes of it, so that TRITON_INTERPRET=1 counts if it is set
+    by then. `tl` and the functions that it calls, names of its module, are put in their places first: Triton looks
+    there. A dataclass would read what it has an annotation for: `term = _term` has none.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return self.made
+
+    @functools.cached_property
+    def made(self) -> Any:
+        import triton
+
+        scope = self.function.__globals__
+        scope["tl"] = triton.language
+        for name in self.function.__code__.co_names:
+            if isinstance(scope.get(name), jit):
+                scope[name] = scope[name].made
+        return triton.jit(self.function)
 
 
 __all__ = ["Loss", "divergence_sum", "in_open_unit_interval", "jit", "log_mixture", "tl"]

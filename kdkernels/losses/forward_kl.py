@@ -27,7 +27,7 @@ class ForwardKL(Loss):
     """
 
     name: ClassVar[str] = "forward_kl"
-    term: ClassVar = _term
+    term = _term
     balanced: ClassVar[bool] = True
 
     def definition(self, log_q: Tensor, log_p: Tensor) -> Tensor:

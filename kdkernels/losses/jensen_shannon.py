@@ -32,7 +32,7 @@ class JensenShannon(Loss):
 
     beta: float = 0.5
     name: ClassVar[str] = "jensen_shannon"
-    term: ClassVar = _term
+    term = _term
 
     def __post_init__(self) -> None:
         in_open_unit_interval("beta", self.beta, "use ForwardKL()", "use ReverseKL()")

@@ -73,7 +73,7 @@ class Perturbed(Loss):
 
     coefficients: Tensor
     name: ClassVar[str] = "perturbed"
-    term: ClassVar = _term
+    term = _term
     _table: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ class ReverseKL(Loss):
     """
 
     name: ClassVar[str] = "reverse_kl"
-    term: ClassVar = _term
+    term = _term
 
     def definition(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         return divergence_sum(log_q, log_p)

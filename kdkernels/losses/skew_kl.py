@@ -31,7 +31,7 @@ class SkewKL(Loss):
 
     alpha: float = 0.1
     name: ClassVar[str] = "skew_kl"
-    term: ClassVar = _term
+    term = _term
 
     def __post_init__(self) -> None:
         in_open_unit_interval("alpha", self.alpha, "use ForwardKL()", "the loss would be zero")

@@ -30,7 +30,7 @@ class SkewReverseKL(Loss):
 
     alpha: float = 0.1
     name: ClassVar[str] = "skew_reverse_kl"
-    term: ClassVar = _term
+    term = _term
 
     def __post_init__(self) -> None:
         in_open_unit_interval("alpha", self.alpha, "use ReverseKL()", "the loss would be zero")

@@ -30,7 +30,7 @@ class TotalVariation(Loss):
     """
 
     name: ClassVar[str] = "total_variation"
-    term: ClassVar = _term
+    term = _term
 
     def definition(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         difference = log_q.exp() - log_p.exp()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-_LIBRARY = torch.library.Library("kdkernels", "DEF")
 _DEVICES = ("CPU", "CUDA", "XPU")
+# What is registered lies with torch and not in this module. An operator lives as long as the process, and traced and
+# compiled graphs point at it: when this package is imported again (after its modules were purged, an import that was
+# interrupted, a reload), the operator stays and calls what was registered last.
+_OPERATORS: dict[str, SimpleNamespace] = vars(torch.library).setdefault("_kdkernels_operators", {})
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -71,11 +75,30 @@ def register(
     backward: Callable | None = None,
     setup_context: Callable | None = None,
 ) -> None:
-    """Define torch.ops.kdkernels.<name>: one implementation for every device, what it looks like, how it derives."""
+    """torch.ops.kdkernels.<name>: one implementation for every device, what it looks like, how it derives."""
     name = schema[: schema.index("(")]
-    _LIBRARY.define(schema)
+    given = {"implementation": implementation, "fake": fake, "backward": backward, "setup_context": setup_context}
+    functions = {part: function for part, function in given.items() if function is not None}
+    form = (schema, *functions)
+    operator = _OPERATORS.get(name)
+    if operator is None or operator.form != form:
+        if operator is not None:  # another version of this package defined it, or its definition was interrupted
+            operator.library._destroy()
+        operator = _OPERATORS[name] = SimpleNamespace(library=torch.library.Library("kdkernels", "FRAGMENT"), form=None)
+        _define(operator.library, name, *form)
+    vars(operator).update(functions, form=form)
+
+
+def _define(library: torch.library.Library, name: str, schema: str, *parts: str) -> None:
+    def latest(part: str) -> Callable:
+        return lambda *arguments, **keywords: getattr(_OPERATORS[name], part)(*arguments, **keywords)
+
+    calls = {part: latest(part) for part in parts}
+    qualified = f"kdkernels::{name}"
+    library.define(schema)
     for device in _DEVICES:
-        _LIBRARY.impl(name, implementation, device)
-    torch.library.register_fake(f"kdkernels::{name}", fake, lib=_LIBRARY)
-    if backward is not None:
-        torch.library.register_autograd(f"kdkernels::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+        library.impl(name, calls["implementation"], device)
+    torch.library.register_fake(qualified, calls["fake"], lib=library)
+    if "backward" in calls:
+        setup_context = calls.get("setup_context")
+        torch.library.register_autograd(qualified, calls["backward"], setup_context=setup_context, lib=library)
