@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import checks, ops
 from .backends import reference, resolve
+from .backends.calls import Divergence, Softmax
 from .losses import ForwardKL, Loss
 
 _FORWARD_KL = ForwardKL()
-
-
-class _Rows(NamedTuple):
-    """What multiplies each row's soft and hard term: a (rows,) tensor, or None for ones, times a number."""
-
-    soft_weight: Tensor | None
-    hard_weight: Tensor | None
-    soft_scale: float
-    hard_scale: float
 
 
 def divergence(
@@ -86,8 +77,14 @@ def divergence(
     vocab = _check_common(student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size, inplace)
     counted = None if mask is None else mask.reshape(-1)
     weights, scale = _row_weights(student, teacher, counted, weight, reduction, normalizer)
-    rows = _Rows(weights, None, scale * temperature**2 if tau_squared else scale, 0.0)
-    return _evaluate(student, teacher, None, rows, loss, temperature, vocab, reduction, inplace, backend)
+    call = Divergence(
+        soft_weight=weights,
+        temperature=temperature,
+        soft_scale=scale * temperature**2 if tau_squared else scale,
+        hard_scale=0.0,
+        **_settings(student, teacher, loss, vocab, vocab_size, reduction, backend),
+    )
+    return _evaluate(student, teacher, call, loss, inplace)
 
 
 def distillation(
@@ -131,10 +128,17 @@ def distillation(
     labels = labels.reshape(-1).long()
     counted = checks.counted_labels(labels, mask, vocab, ignore_index)
     weights, scale = _row_weights(student, teacher, counted, weight, reduction, normalizer)
-    rows = _split(weights, alpha, scale, student, teacher)
-    if tau_squared:
-        rows = rows._replace(soft_scale=rows.soft_scale * temperature**2)
-    return _evaluate(student, teacher, labels, rows, loss, temperature, vocab, reduction, inplace, backend)
+    soft, hard, soft_scale, hard_scale = _split(weights, alpha, scale, student, teacher)
+    call = Divergence(
+        labels=labels,
+        soft_weight=soft,
+        hard_weight=hard,
+        temperature=temperature,
+        soft_scale=soft_scale * temperature**2 if tau_squared else soft_scale,
+        hard_scale=hard_scale,
+        **_settings(student, teacher, loss, vocab, vocab_size, reduction, backend),
+    )
+    return _evaluate(student, teacher, call, loss, inplace)
 
 
 def softmax(logits: Tensor, *, temperature: float = 1.0, backend: str = "auto") -> Tensor:
@@ -166,10 +170,8 @@ def log_softmax(logits: Tensor, *, temperature: float = 1.0, backend: str = "aut
 def _softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Tensor:
     checks.logits("logits", logits)
     checks.temperature(temperature)
-    name = resolve(backend, logits.device, (logits.dtype,))
-    if name == "reference":
-        return reference.softmax(logits, temperature=temperature, log=log)
-    return ops.softmax(logits, temperature, log, name)
+    call = Softmax(temperature, log, resolve(backend, logits.device, (logits.dtype,)))
+    return reference.softmax(logits, call) if call.backend == "reference" else ops.softmax(logits, call)
 
 
 def _check_common(student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size, inplace) -> int:
@@ -208,35 +210,34 @@ def _row_weights(student, teacher, counted, weight, reduction, normalizer) -> tu
     return torch.where(weights == 0, 0.0, weights * share), 1.0
 
 
-def _split(weights: Tensor | None, alpha: float | Tensor, scale: float, student: Tensor, teacher: Tensor) -> _Rows:
-    """alpha of each row's weight goes to its soft term, the rest to its hard one."""
+def _split(
+    weights: Tensor | None, alpha: float | Tensor, scale: float, student: Tensor, teacher: Tensor
+) -> tuple[Tensor | None, Tensor | None, float, float]:
+    """Weights and scales of the soft and the hard term: alpha of each row's weight, and the rest."""
     if not isinstance(alpha, Tensor):
-        return _Rows(weights, weights, alpha * scale, (1.0 - alpha) * scale)
+        return weights, weights, alpha * scale, (1.0 - alpha) * scale
     share = alpha.to(reference.accumulation_dtype(student, teacher)).expand(student.shape[:-1]).reshape(-1)
     if weights is None:
-        return _Rows(share, 1.0 - share, scale, scale)
-    return _Rows(weights * share, weights * (1.0 - share), scale, scale)
+        return share, 1.0 - share, scale, scale
+    return weights * share, weights * (1.0 - share), scale, scale
 
 
-def _evaluate(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    rows: _Rows,
-    loss: Loss,
-    temperature: float,
-    vocab: int,
-    reduction: str,
-    inplace: bool,
-    backend: str,
-) -> Tensor:
-    table = checks.loss_fits(loss, student, teacher, vocab)
-    name = resolve(backend, student.device, (student.dtype, teacher.dtype))
-    if name != "reference":
-        scalars = ops.Scalars(loss.parameter(), temperature, rows.soft_scale, rows.hard_scale)
-        weights = (rows.soft_weight, rows.hard_weight)
-        call = ops.Call(teacher, labels, *weights, table, scalars, loss.name, vocab, reduction != "none")
-        return ops.divergence(student, call, inplace, name)
+def _settings(student, teacher, loss: Loss, vocab: int, vocab_size: int | None, reduction: str, backend: str) -> dict:
+    """The fields of a call that every divergence fills alike."""
+    return {
+        "table": checks.loss_fits(loss, student, teacher, vocab),
+        "loss": loss.name,
+        "parameter": loss.parameter(),
+        "vocab": None if vocab_size is None else vocab,
+        "reduce": reduction != "none",
+        "backend": resolve(backend, student.device, (student.dtype, teacher.dtype)),
+    }
+
+
+def _evaluate(student: Tensor, teacher: Tensor, call: Divergence, loss: Loss, inplace: bool) -> Tensor:
+    if call.backend != "reference":
+        return ops.divergence(student, teacher, call, inplace)
+    vocab = student.shape[-1] if call.vocab is None else call.vocab
     student2d, teacher2d = (tensor[..., :vocab].reshape(-1, vocab) for tensor in (student, teacher))
-    values = reference.divergence(student2d, teacher2d, labels, *rows, loss=loss, temperature=temperature)
-    return values.reshape(student.shape[:-1]) if reduction == "none" else values.sum()
+    values = reference.divergence(student2d, teacher2d, call, loss)
+    return values.sum() if call.reduce else values.reshape(student.shape[:-1])

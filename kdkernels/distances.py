@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import checks, ops
 from .backends import reference, resolve
+from .backends.calls import Trilateral
 
 
 def trilateral_distances(
@@ -66,11 +67,9 @@ def trilateral_distances(
         labels = labels.reshape(-1).long()
     checks.counted_labels(labels, None, vocab, ignore_index)
     name = resolve(backend, student.device, (student.dtype, teacher.dtype))
+    call = Trilateral(labels, squared, ignore_index, None if vocab_size is None else vocab, name)
     if name != "reference":
-        edges = ops.Edges(teacher, labels, class_mean, squared, ignore_index, vocab, name)
-        return ops.trilateral(student, edges)
+        return ops.trilateral(student, teacher, class_mean, call)
     student2d, teacher2d = (tensor[..., :vocab].reshape(-1, vocab) for tensor in (student, teacher))
-    distances = reference.trilateral(
-        student2d, teacher2d, labels, class_mean, squared=squared, ignore_index=ignore_index
-    )
+    distances = reference.trilateral(student2d, teacher2d, class_mean, call)
     return distances.reshape(*student.shape[:-1], distances.shape[-1])

@@ -33,7 +33,7 @@ ALLOWED = {
     "backends": BELOW_BACKENDS,
     "rows": set(),
     "checks": {"backends", "losses", "rows"},
-    "ops": {"backends", "rows"},
+    "ops": {"backends", "checks", "rows"},
     "api": BELOW_API,
     "distances": BELOW_API,
     "modules": {"api", *BELOW_API},

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import native, triton
+from . import calls, native, triton
 
 
 class KernelBackend(Protocol):
@@ -27,22 +27,7 @@ class KernelBackend(Protocol):
     def unsupported(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
         """Why this backend cannot take tensors of this device and these dtypes, or None where it can."""
 
-    def divergence(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor | None,
-        soft_weight: Tensor | None,
-        hard_weight: Tensor | None,
-        gradient: Tensor | None,
-        *,
-        loss: str,
-        parameter: float,
-        table: Tensor | None,
-        temperature: float,
-        soft_scale: float,
-        hard_scale: float,
-    ) -> Tensor:
+    def divergence(self, student: Tensor, teacher: Tensor, gradient: Tensor | None, call: calls.Divergence) -> Tensor:
         """values_r = soft_scale soft_weight_r D(p_r || q_r) + hard_scale hard_weight_r CE(label_r), (rows,).
 
         student and teacher are (rows, vocab) logits, labels (rows,) int64, the weights (rows,) in the dtype of the
@@ -54,12 +39,10 @@ class KernelBackend(Protocol):
         is what `Loss.table` gives in the dtype of the arithmetic.
         """
 
-    def softmax(self, logits: Tensor, output: Tensor, *, temperature: float, log: bool) -> None:
+    def softmax(self, logits: Tensor, output: Tensor, call: calls.Softmax) -> None:
         """output = softmax(logits / temperature) or its logarithm, row by row."""
 
-    def softmax_backward(
-        self, upstream: Tensor, output: Tensor, gradient: Tensor, *, temperature: float, log: bool
-    ) -> None:
+    def softmax_backward(self, upstream: Tensor, output: Tensor, gradient: Tensor, call: calls.Softmax) -> None:
         """gradient = the derivative of `softmax` at `output`, contracted with `upstream`."""
 
     def scale_rows(self, gradient: Tensor, factor: Tensor) -> None:
@@ -72,12 +55,9 @@ class KernelBackend(Protocol):
         self,
         student: Tensor,
         teacher: Tensor,
-        labels: Tensor,
         class_mean: Tensor | None,
         statistics: Tensor | None,
-        *,
-        squared: bool,
-        ignore_index: int,
+        call: calls.Trilateral,
     ) -> Tensor:
         """The distances (rows, 3), with a class mean (rows, 5), in the dtype of the arithmetic.
 
@@ -93,15 +73,12 @@ class KernelBackend(Protocol):
         self,
         student: Tensor,
         teacher: Tensor,
-        labels: Tensor,
         class_mean: Tensor | None,
         statistics: Tensor,
         distances: Tensor,
         upstream: Tensor,
         gradient: Tensor,
-        *,
-        squared: bool,
-        ignore_index: int,
+        call: calls.Trilateral,
     ) -> None:
         """gradient = the derivative of `trilateral` in the student, contracted with `upstream`, in one walk.
 
@@ -124,7 +101,7 @@ NAMES = ("auto", "reference", *KERNEL_BACKENDS)
 _PREFERRED = {"cpu": ("native",), "cuda": ("triton", "native")}
 
 _ENVIRONMENT = os.environ.get("KDKERNELS_BACKEND") or "auto"  # read once: a lookup at every call would show
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 _in_functorch = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
@@ -189,7 +166,7 @@ def transformed() -> bool:
     return _in_functorch() or forward_ad._current_level >= 0
 
 
-def traced(*tensors: Tensor) -> bool:
+def traced(*tensors: Tensor | None) -> bool:
     """Whether something other than plain eager PyTorch is looking: a compiler, a tracer, a tensor subclass."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state():
         return True

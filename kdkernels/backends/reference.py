@@ -13,28 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import Loss
+from . import calls
 
 
-def divergence(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    soft_weight: Tensor | None,
-    hard_weight: Tensor | None,
-    soft_scale: float,
-    hard_scale: float,
-    *,
-    loss: Loss,
-    temperature: float,
-) -> Tensor:
+def divergence(student: Tensor, teacher: Tensor, call: calls.Divergence, loss: Loss) -> Tensor:
     """The row values of `KernelBackend.divergence`, (rows,), differentiable in the student."""
     compute = accumulation_dtype(student, teacher)
     student, teacher = student.to(compute), teacher.to(compute)
-    soft_factor = _factor(soft_weight, soft_scale, student)
-    hard_factor = _factor(hard_weight, hard_scale, student)
-    values = _counted(soft_factor, lambda z, t: _divergence(z, t, loss, temperature), student, teacher)
-    if labels is not None:
-        values = values + _counted(hard_factor, lambda z: _cross_entropy(z, labels), student)
+    soft_factor = _factor(call.soft_weight, call.soft_scale, student)
+    hard_factor = _factor(call.hard_weight, call.hard_scale, student)
+    values = _counted(soft_factor, lambda z, t: _divergence(z, t, loss, call.temperature), student, teacher)
+    if call.labels is not None:
+        values = values + _counted(hard_factor, lambda z: _cross_entropy(z, call.labels), student)
     return values
 
 
@@ -52,13 +42,12 @@ def _divergence(student: Tensor, teacher: Tensor, loss: Loss, temperature: float
     return loss.definition(F.log_softmax(student / temperature, dim=-1), F.log_softmax(teacher / temperature, dim=-1))
 
 
-def trilateral(
-    student: Tensor, teacher: Tensor, labels: Tensor, class_mean: Tensor | None, *, squared: bool, ignore_index: int
-) -> Tensor:
+def trilateral(student: Tensor, teacher: Tensor, class_mean: Tensor | None, call: calls.Trilateral) -> Tensor:
     """The distances of `KernelBackend.trilateral`, (rows, 3) or (rows, 5), differentiable in the student."""
     compute = accumulation_dtype(student, teacher)
     vocab = student.shape[-1]
-    counted, inside = labels != ignore_index, (labels >= 0) & (labels < vocab)
+    labels = call.labels
+    counted, inside = labels != call.ignore_index, (labels >= 0) & (labels < vocab)
     label = torch.where(inside, labels, 0)
     s, p = (F.softmax(torch.where(counted.unsqueeze(-1), x.to(compute), 0.0), dim=-1) for x in (student, teacher))
     g = (label.unsqueeze(-1) == torch.arange(vocab, device=label.device)).to(compute)  # one_hot would read values
@@ -66,7 +55,7 @@ def trilateral(
     if class_mean is not None:
         mean = class_mean.to(compute)[label]
         edges += [s - mean, mean - g]
-    if squared:
+    if call.squared:
         distances = torch.stack([edge.square().sum(-1) for edge in edges], dim=-1)
     else:
         distances = torch.stack([torch.linalg.vector_norm(edge, dim=-1) for edge in edges], dim=-1)
@@ -74,10 +63,10 @@ def trilateral(
     return torch.where(counted.unsqueeze(-1), distances, 0.0)
 
 
-def softmax(logits: Tensor, *, temperature: float, log: bool) -> Tensor:
+def softmax(logits: Tensor, call: calls.Softmax) -> Tensor:
     """softmax(logits / temperature) or its logarithm over the last dimension, in the dtype of the logits."""
-    scaled = logits.to(accumulation_dtype(logits)) / temperature
-    return (F.log_softmax(scaled, dim=-1) if log else F.softmax(scaled, dim=-1)).to(logits.dtype)
+    scaled = logits.to(accumulation_dtype(logits)) / call.temperature
+    return (F.log_softmax(scaled, dim=-1) if call.log else F.softmax(scaled, dim=-1)).to(logits.dtype)
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,17 +10,21 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..backends import traced, transformed
+
 _LIBRARY = torch.library.Library("kdkernels", "DEF")
 _DEVICES = ("CPU", "CUDA", "XPU")
 
 
-def contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def by_address(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may hand these to a kernel. If not, a tracer, a subclass or a batch of upstream gradients
+    is behind one of them, and the registered operators know what to do."""
+    return not (traced(*tensors) or transformed())
 
 
-def followed(tensor: Tensor | None) -> bool:
-    """Whether autograd can watch over a tensor that backward will read: not over an inference tensor."""
-    return tensor is not None and not tensor.is_inference()
+def watched(tensor: Tensor | None) -> Tensor | None:
+    """What backward will read, in a form that autograd watches over: of an inference tensor a copy."""
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
 
 def empty_gradient(student: Tensor) -> Tensor:
@@ -79,3 +84,34 @@ def register(
     torch.library.register_fake(f"kdkernels::{name}", fake, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(f"kdkernels::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+def register_autograd_key(name: str, differentiable: Callable) -> None:
+    """``differentiable(below, *arguments)`` runs above autograd; below(*arguments) is the operator without it."""
+    operator = getattr(torch.ops.kdkernels, name).default
+
+    def kernel(keys: Any, *arguments: Any) -> Any:
+        def below(*given: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.redispatch(keys & torch._C._after_autograd_keyset, *given)
+
+        return differentiable(below, *arguments)
+
+    _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+def register_batches(*names: str) -> None:
+    """vmap over these operators, which batched gradients are made of: one call for each of the batch."""
+    for name in names:
+        operator = getattr(torch.ops.kdkernels, name).default
+        torch.library.register_vmap(operator, functools.partial(_one_by_one, operator), lib=_LIBRARY)
+
+
+def _one_by_one(operator: Any, info: Any, dims: tuple, *arguments: Any) -> tuple:
+    results = []
+    for index in range(info.batch_size):
+        batch = zip(arguments, dims, strict=True)
+        results.append(operator(*(each if dim is None else each.select(dim, index) for each, dim in batch)))
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])

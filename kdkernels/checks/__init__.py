@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from .backends import traced, transformed
-from .backends.reference import accumulation_dtype
-from .losses import Loss
-from .rows import separate
+from ..backends import traced, transformed
+from ..backends.reference import accumulation_dtype
+from ..losses import Loss
+from ..rows import separate
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
 _SMALLEST_TEMPERATURE = 1e-37  # it and its reciprocal are normal float32 numbers
