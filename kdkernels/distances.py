@@ -61,7 +61,7 @@ def trilateral_distances(
     """
     vocab = checks.pair(student, teacher, vocab_size)
     checks.labels(labels, student)
-    checks.ignore_index(ignore_index)
+    ignore_index = checks.ignore_index(ignore_index)
     checks.class_mean(class_mean, student, vocab)
     if labels.dim() != 1 or labels.dtype != torch.int64:
         labels = labels.reshape(-1).long()

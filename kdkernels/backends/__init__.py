@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import calls, native, triton
+from . import calls, fallback, native, triton
+from .fallback import FallbackWarning
 
 
 class KernelBackend(Protocol):
@@ -102,6 +103,7 @@ _PREFERRED = {"cpu": ("native",), "cuda": ("triton", "native")}
 
 _ENVIRONMENT = os.environ.get("KDKERNELS_BACKEND") or "auto"  # read once: a lookup at every call would show
 _PLAIN = (Tensor, torch.nn.Parameter, type(None))
+_TRANSFORMED = "torch.func and forward-mode AD need plain differentiable PyTorch, which is backend='reference'"
 _in_functorch = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
@@ -155,15 +157,41 @@ def resolve(requested: str, device: torch.device, dtypes: tuple[torch.dtype, ...
 
 
 def _fastest(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
+    name, reason = automatic(device, dtypes)
+    if reason and device.type != "meta":  # on meta nothing is computed
+        fallback.say(reason)
+    return name
+
+
+def automatic(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> tuple[str, str]:
+    """What "auto" picks for tensors of a device and dtypes, and, where that is the reference, why no kernel runs."""
+    if transformed():
+        return "reference", _TRANSFORMED
+    reasons = []
     for name in _PREFERRED.get(device.type, ("triton",)):
-        if not _obstacle(name, device, dtypes):
-            return name
-    return "reference"
+        reason = _obstacle(name, device, dtypes)
+        if not reason:
+            return name, ""
+        reasons.append(f"{name}: {reason}")
+    return "reference", "; ".join(reasons)
+
+
+def hides(tensor: Tensor) -> bool:
+    """Whether a tensor's class takes every operation over: its own memory, if it has any, tells nothing."""
+    kind = type(tensor)
+    return kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active, to which a kernel would be a wall."""
     return _in_functorch() or forward_ad._current_level >= 0
+
+
+def recorded() -> bool:
+    """Whether a tracer is looking that turns every number, the batch size too, into a constant of its graph."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._len_torch_dispatch_stack() > 0 or bool(torch._C._get_tracing_state())
 
 
 def traced(*tensors: Tensor | None) -> bool:
@@ -178,7 +206,7 @@ def traced(*tensors: Tensor | None) -> bool:
 
 def _obstacle(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
     if transformed():
-        return "torch.func and forward-mode AD need plain differentiable PyTorch, which is backend='reference'"
+        return _TRANSFORMED
     backend = KERNEL_BACKENDS[name]
     return backend.unavailable() or backend.unsupported(device, dtypes)
 
@@ -186,9 +214,13 @@ def _obstacle(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) 
 __all__ = [
     "KERNEL_BACKENDS",
     "NAMES",
+    "FallbackWarning",
     "STATISTICS",
     "KernelBackend",
+    "automatic",
     "backends",
+    "hides",
+    "recorded",
     "resolve",
     "traced",
     "transformed",

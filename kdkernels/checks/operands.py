@@ -13,7 +13,8 @@ from ..backends.calls import Divergence, Trilateral
 from ..backends.reference import accumulation_dtype
 from ..losses import LOSSES, Loss
 from ..losses.perturbed import LARGEST_ORDER
-from . import logits
+from . import memory
+from .sides import logits
 
 
 def runs(backend: str, *matrices: Tensor) -> None:
@@ -101,8 +102,7 @@ def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...], student: Tensor, 
         raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+    memory.dense(name, tensor)
     _beside(name, tensor, student)
 
 

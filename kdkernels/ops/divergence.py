@@ -17,7 +17,7 @@ from torch.autograd import Function
 from ..backends import KERNEL_BACKENDS, traced
 from ..backends.calls import Divergence
 from ..rows import as_rows, uneven, vector, written_rows
-from .shared import by_address, empty_gradient, graph_is_kept, once, watched
+from .shared import by_address, empty_gradient, first_order, graph_is_kept, watched
 from .wire import Wire
 
 WIRE = Wire(Divergence)
@@ -110,11 +110,7 @@ class _Divergence(Function):
                 raise RuntimeError("kdkernels: the buffer that inplace=True gave to the gradient was modified")
             ctx.logits = ctx.logits if graph_is_kept() else None
         make = _recomputed if ctx.deferred else _scaled
-        if torch.is_grad_enabled():  # create_graph=True
-            with torch.no_grad():
-                gradient = make(ctx, saved, upstream, *rest)
-            return once(gradient, saved), None, None
-        return make(ctx, saved, upstream, *rest), None, None
+        return first_order(saved, make, ctx, saved, upstream, *rest), None, None
 
 
 class _Overwritten(Function):
@@ -132,7 +128,7 @@ class _Overwritten(Function):
 
 def _scaled(ctx: Any, saved: Tensor, upstream: Tensor) -> Tensor:
     """The saved gradient times the upstream one. A checkpoint hands out what was saved only once."""
-    if not by_address(saved, upstream):
+    if not by_address(upstream, saved):
         return times(saved, upstream)
     # Whoever keeps the graph may walk it again and may write into what it got: the saved gradient stays as it is.
     gradient = saved.clone() if graph_is_kept() else saved.detach()
@@ -148,8 +144,8 @@ def times(gradient: Tensor, upstream: Tensor) -> Tensor:
 
 def _recomputed(ctx: Any, student: Tensor, upstream: Tensor, teacher: Tensor, *tensors: Tensor | None) -> Tensor:
     call = WIRE.with_tensors(ctx.call, tensors)
-    if not by_address(student, upstream, teacher, *tensors):
-        arguments = (student.detach(), teacher, *WIRE.pack(call), upstream)
+    if not by_address(upstream, student, teacher, *tensors):
+        arguments = (student, teacher, *WIRE.pack(call), upstream)
         return torch.ops.kdkernels.divergence_gradient.default(*arguments)[1]
     overwrite = ctx.inplace and not graph_is_kept()
     gradient = student.detach() if overwrite else empty_gradient(student)

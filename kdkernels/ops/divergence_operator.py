@@ -16,7 +16,7 @@ from ..backends.calls import Divergence
 from ..backends.reference import accumulation_dtype
 from ..checks import operands
 from .divergence import WIRE, deferred, times, upstream_first, walk
-from .shared import empty_gradient, once, register, register_autograd_key, watched
+from .shared import empty_gradient, first_order, register, register_autograd_key, watched
 
 _ARGUMENTS = f"(Tensor student, Tensor teacher, {WIRE.schema}"
 
@@ -64,7 +64,7 @@ def _backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple:
     if upstream is None:
         return None, *ctx.nothing
     (saved,) = ctx.saved_tensors
-    return once(times(saved.detach(), upstream.detach()), saved), *ctx.nothing
+    return first_order(saved, times, saved, upstream), *ctx.nothing
 
 
 class _Recomputed(Function):
@@ -85,9 +85,12 @@ class _Recomputed(Function):
         if upstream is None:
             return None, None, *nothing
         student, *tensors, numbers = ctx.saved_tensors
-        arguments = (student.detach(), *tensors, *ctx.rest, numbers, upstream.detach())
-        gradient = torch.ops.kdkernels.divergence_gradient.default(*arguments)[1]
-        return None, once(gradient, student), *nothing
+        arguments = (student, *tensors, *ctx.rest, numbers, upstream)
+        return None, first_order(student, _gradient_alone, *arguments), *nothing
+
+
+def _gradient_alone(*arguments: Any) -> Tensor:
+    return torch.ops.kdkernels.divergence_gradient.default(*arguments)[1]
 
 
 def _differentiable(below: Any, student: Tensor, *arguments: Any) -> Tensor:

@@ -17,7 +17,7 @@ from ..backends.calls import Trilateral
 from ..backends.reference import accumulation_dtype
 from ..checks import operands
 from ..rows import as_rows, uneven, vector, written_rows
-from .shared import by_address, empty_gradient, once, register, watched
+from .shared import by_address, empty_gradient, first_order, register, watched
 from .wire import Wire
 
 WIRE = Wire(Trilateral)
@@ -104,17 +104,27 @@ class _Trilateral(Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple:
-        student, statistics, distances, *inputs = ctx.saved_tensors
-        teacher, class_mean, *tensors = inputs
-        call = WIRE.with_tensors(ctx.call, tensors)
-        rows = (statistics, distances.detach(), upstream.detach())
-        sides = (student.detach(), teacher, class_mean)
-        if by_address(*sides, *rows, *tensors):
-            gradient = empty_gradient(student)
-            _walk_back(*sides, call, *rows, gradient)
-        else:
-            gradient = torch.ops.kdkernels.trilateral_backward.default(*sides, *WIRE.pack(call), *rows)
-        return once(gradient, student), None
+        saved = ctx.saved_tensors
+        return first_order(saved[0], _made_gradient, ctx.call, upstream, *saved), None
+
+
+def _made_gradient(
+    settings: Trilateral,
+    upstream: Tensor,
+    student: Tensor,
+    statistics: Tensor,
+    distances: Tensor,
+    teacher: Tensor,
+    class_mean: Tensor | None,
+    *tensors: Tensor | None,
+) -> Tensor:
+    sides, rows = (student, teacher, class_mean), (statistics, distances, upstream)
+    call = WIRE.with_tensors(settings, tensors)
+    if not by_address(upstream, *sides, statistics, distances, *tensors):
+        return torch.ops.kdkernels.trilateral_backward.default(*sides, *WIRE.pack(call), *rows)
+    gradient = empty_gradient(student)
+    _walk_back(*sides, call, *rows, gradient)
+    return gradient
 
 
 def _operator(student: Tensor, teacher: Tensor, class_mean: Tensor | None, *packed: Any) -> tuple[Tensor, Tensor]:
@@ -143,10 +153,8 @@ def _backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple:
     if upstream is None:
         return None, *nothing
     student, *tensors, distances, statistics = ctx.saved_tensors
-    gradient = torch.ops.kdkernels.trilateral_backward.default(
-        student.detach(), *tensors, *ctx.rest, statistics, distances.detach(), upstream.detach()
-    )
-    return once(gradient, student), *nothing
+    arguments = (student, *tensors, *ctx.rest, statistics, distances, upstream)
+    return first_order(student, torch.ops.kdkernels.trilateral_backward.default, *arguments), *nothing
 
 
 def _backward_operator(student: Tensor, teacher: Tensor, class_mean: Tensor | None, *arguments: Any) -> Tensor:

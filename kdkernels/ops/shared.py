@@ -13,18 +13,35 @@ from torch.autograd import Function
 from ..backends import traced, transformed
 
 _LIBRARY = torch.library.Library("kdkernels", "DEF")
+_is_batch = torch._C._functorch.is_legacy_batchedtensor  # what is_grads_batched=True makes of upstream gradients
 _DEVICES = ("CPU", "CUDA", "XPU")
 
 
-def by_address(*tensors: Tensor | None) -> bool:
+def by_address(upstream: Tensor, *saved: Tensor | None) -> bool:
     """Whether a backward pass may hand these to a kernel. If not, a tracer, a subclass or a batch of upstream gradients
     is behind one of them, and the registered operators know what to do."""
-    return not (traced(*tensors) or transformed())
+    return not (_is_batch(upstream) or traced(upstream, *saved) or transformed())
 
 
 def watched(tensor: Tensor | None) -> Tensor | None:
     """What backward will read, in a form that autograd watches over: of an inference tensor a copy."""
-    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+    if tensor is None:
+        return None
+    if _compiled_from_inference():
+        return torch.ops.kdkernels.copy.default(tensor)
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _compiled_from_inference() -> bool:
+    """Whether a compiler is tracing and one of the tensors that it started from is an inference tensor.
+
+    Its fake tensors do not tell which. It would save the graph's input in place of a clone of it: hence an operator.
+    """
+    context = torch._guards.TracingContext.try_get()
+    if context is None or context.fake_mode is None:
+        return False
+    seen = context.fake_mode.fake_tensor_converter.meta_converter.describer.lookup_tensor
+    return any(real.is_inference() for real in list(seen))
 
 
 def empty_gradient(student: Tensor) -> Tensor:
@@ -63,9 +80,16 @@ class _Once(Function):
         )
 
 
-def once(gradient: Tensor, anchor: Tensor) -> Tensor:
-    """`anchor` ties the gradient to the student in the graph: a second derivative finds its way to the error."""
-    return _Once.apply(gradient, anchor) if torch.is_grad_enabled() else gradient
+def first_order(anchor: Tensor, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """make(*arguments), a gradient, outside of the graph that create_graph=True builds.
+
+    There `anchor` ties it to the student, so that a second derivative finds its way to the error.
+    """
+    if not torch.is_grad_enabled():
+        return make(*arguments)
+    with torch.no_grad():
+        gradient = make(*arguments)
+    return _Once.apply(gradient, anchor)
 
 
 def register(
@@ -115,3 +139,6 @@ def _one_by_one(operator: Any, info: Any, dims: tuple, *arguments: Any) -> tuple
     if isinstance(results[0], Tensor):
         return torch.stack(results), 0
     return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+
+register("copy(Tensor tensor) -> Tensor", torch.clone, fake=torch.empty_like)

@@ -12,7 +12,7 @@ from ..backends import KERNEL_BACKENDS, traced
 from ..backends.calls import Softmax
 from ..checks import operands
 from ..rows import as_rows
-from .shared import by_address, empty_gradient, once, register
+from .shared import by_address, empty_gradient, first_order, register
 from .wire import Wire
 
 WIRE = Wire(Softmax)
@@ -51,13 +51,13 @@ class _Softmax(Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple:
         (output,) = ctx.saved_tensors
-        with torch.no_grad():
-            if by_address(output, upstream):
-                gradient = _walk_back(upstream, output, ctx.call)
-            else:
-                arguments = (upstream, output, *WIRE.pack(ctx.call))
-                gradient = torch.ops.kdkernels.softmax_backward.default(*arguments)
-        return once(gradient, output), None
+        return first_order(output, _made_gradient, upstream, output, ctx.call), None
+
+
+def _made_gradient(upstream: Tensor, output: Tensor, call: Softmax) -> Tensor:
+    if by_address(upstream, output):
+        return _walk_back(upstream, output, call)
+    return torch.ops.kdkernels.softmax_backward.default(upstream, output, *WIRE.pack(call))
 
 
 def _operator(logits: Tensor, *packed: Any) -> Tensor:
@@ -79,9 +79,9 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple:
     output, numbers = ctx.saved_tensors
-    arguments = (upstream.detach(), output.detach(), *ctx.rest, numbers)
-    gradient = torch.ops.kdkernels.softmax_backward.default(*arguments)
-    return once(gradient, output), *(None,) * WIRE.arguments
+    arguments = (upstream, output, *ctx.rest, numbers)
+    gradient = first_order(output, torch.ops.kdkernels.softmax_backward.default, *arguments)
+    return gradient, *(None,) * WIRE.arguments
 
 
 def _backward_operator(upstream: Tensor, output: Tensor, *packed: Any) -> Tensor:
