@@ -182,8 +182,9 @@ void trilateral_backward(const MatrixTuple &student, const MatrixTuple &teacher,
                                 vocab,
                                 ignore_index,
                                 squared};
-  present(rows, vocab, {call.student.data, call.teacher.data, call.gradient.data, call.labels, call.distances,
-                        call.statistics, call.upstream});
+  present(rows, vocab,
+          {call.student.data, call.teacher.data, call.gradient.data, call.labels, call.distances, call.statistics,
+           call.upstream});
   advise_huge_pages(call.gradient, rows, where);
   run(call, call.student.dtype, wide, where, active->trilateral_backward[wide],
       [&](const auto &kernels, const auto &there) { kernels.trilateral_backward(call, there); });

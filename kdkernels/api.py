@@ -11,6 +11,7 @@ from . import checks, ops
 from .backends import recorded, reference, resolve
 from .backends.calls import Divergence, Softmax
 from .losses import ForwardKL, Loss
+from .sharded import on_shards
 
 _FORWARD_KL = ForwardKL()
 
@@ -73,6 +74,8 @@ def divergence(
         TypeError, ValueError: an argument breaks a rule above; nothing has been computed or written.
         RuntimeError: the backend that was named cannot run; a second derivative was asked for.
     """
+    if checks.distributed(student):
+        return on_shards(divergence, locals())
     checks.loss(loss)
     vocab, temperature, normalizer = _check_common(
         student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size
@@ -124,6 +127,8 @@ def distillation(
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; one alpha per row:
     Hu et al., "Less or More From Teacher", ICLR 2024 (arXiv 2312.15112), equations 1-3.
     """
+    if checks.distributed(student):
+        return on_shards(distillation, locals())
     checks.loss(loss)
     vocab, temperature, normalizer = _check_common(
         student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size
@@ -176,6 +181,8 @@ def log_softmax(logits: Tensor, *, temperature: float = 1.0, backend: str = "aut
 
 
 def _softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Tensor:
+    if checks.distributed(logits):
+        return on_shards(_softmax, locals())
     checks.logits("logits", logits)
     temperature = checks.temperature(temperature)
     call = Softmax(temperature, log, resolve(backend, logits.device, (logits.dtype,)))

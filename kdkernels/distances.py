@@ -8,6 +8,7 @@ from torch import Tensor
 from . import checks, ops
 from .backends import reference, resolve
 from .backends.calls import Trilateral
+from .sharded import on_shards
 
 
 def trilateral_distances(
@@ -59,6 +60,8 @@ def trilateral_distances(
     Source: Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation", ICLR 2024
     (arXiv 2312.15112), equations 6-10, where the edges are difference vectors; their lengths in one walk are ours.
     """
+    if checks.distributed(student):
+        return on_shards(trilateral_distances, locals())
     vocab = checks.pair(student, teacher, vocab_size)
     checks.labels(labels, student)
     ignore_index = checks.ignore_index(ignore_index)

@@ -24,26 +24,21 @@ def separate(tensor: Tensor) -> bool:
     return evenly_spaced(tensor) and (not steps or steps[-1] >= columns)
 
 
-def plain(tensor: Tensor) -> bool:
-    """Whether what lies at a tensor's address is what the tensor says: no lazy sign, and memory that exists."""
-    return not (tensor.is_neg() or tensor._is_zerotensor())
-
-
 def resolved(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it that is `plain`."""
-    if plain(tensor):
-        return tensor
+    """A copy of a tensor that is negated lazily, or zero without memory, with what it says at its address."""
     return tensor.resolve_neg() if tensor.is_neg() else tensor.clone()
 
 
 def vector(tensor: Tensor) -> Tensor:
     """A small tensor (per row, or a loss's table) as kernels read it: contiguous."""
-    return (tensor if plain(tensor) else resolved(tensor)).contiguous()
+    if tensor.is_neg() or tensor._is_zerotensor():
+        tensor = resolved(tensor)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def as_rows(tensor: Tensor, vocab: int | None) -> Tensor:
     """(..., columns) as (rows, vocab), all columns for None, with unit last stride: a view wherever one exists."""
-    if not plain(tensor):
+    if tensor.is_neg() or tensor._is_zerotensor():
         tensor = resolved(tensor)
     columns = tensor.shape[-1]
     if tensor.stride(-1) != 1 and columns > 1:

@@ -102,7 +102,7 @@ NAMES = ("auto", "reference", *KERNEL_BACKENDS)
 _PREFERRED = {"cpu": ("native",), "cuda": ("triton", "native")}
 
 _ENVIRONMENT = os.environ.get("KDKERNELS_BACKEND") or "auto"  # read once: a lookup at every call would show
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 _TRANSFORMED = "torch.func and forward-mode AD need plain differentiable PyTorch, which is backend='reference'"
 _in_functorch = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
@@ -157,10 +157,12 @@ def resolve(requested: str, device: torch.device, dtypes: tuple[torch.dtype, ...
 
 
 def _fastest(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
-    name, reason = automatic(device, dtypes)
-    if reason and device.type != "meta":  # on meta nothing is computed
-        fallback.say(reason)
-    return name
+    for name in _PREFERRED.get(device.type, ("triton",)):
+        if not _obstacle(name, device, dtypes):
+            return name
+    if device.type != "meta":  # on meta nothing is computed
+        fallback.say(automatic(device, dtypes)[1])
+    return "reference"
 
 
 def automatic(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> tuple[str, str]:
@@ -189,9 +191,9 @@ def transformed() -> bool:
 
 def recorded() -> bool:
     """Whether a tracer is looking that turns every number, the batch size too, into a constant of its graph."""
-    if torch.compiler.is_compiling():
+    if not (torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state()):
         return False
-    return torch._C._len_torch_dispatch_stack() > 0 or bool(torch._C._get_tracing_state())
+    return not torch.compiler.is_compiling()
 
 
 def traced(*tensors: Tensor | None) -> bool:

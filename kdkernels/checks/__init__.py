@@ -1,6 +1,6 @@
 """Every check of what users pass and every message: argument, rule, what came; all before anything is launched."""
 
-from .memory import inplace
+from .memory import distributed, inplace, placements
 from .per_row import alpha, counted_labels, label_range, labels, mask, nothing_counted, readable, weight
 from .settings import REDUCTIONS, ignore_index, reduction, temperature
 from .sides import LOGIT_DTYPES, class_mean, logits, loss, loss_fits, pair
@@ -11,6 +11,7 @@ __all__ = [
     "alpha",
     "class_mean",
     "counted_labels",
+    "distributed",
     "ignore_index",
     "inplace",
     "label_range",
@@ -21,6 +22,7 @@ __all__ = [
     "mask",
     "nothing_counted",
     "pair",
+    "placements",
     "readable",
     "reduction",
     "temperature",

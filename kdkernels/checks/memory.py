@@ -10,11 +10,28 @@ from torch import Tensor
 
 from ..rows import evenly_spaced, separate
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def distributed(tensor: object) -> bool:
     """Whether this is a DTensor; torch.distributed is not imported to ask."""
+    if type(tensor) in _PLAIN:
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def placements(name: str, tensor: Tensor) -> None:
+    """Whether every process has whole rows of a DTensor."""
+    vocabulary = tensor.dim() - 1
+    for each in tensor.placements:
+        if each.is_partial():
+            raise ValueError(f"{name} holds sums that are not finished ({each}): pass {name}.redistribute(...) first")
+        if each.is_shard() and each.dim % tensor.dim() == vocabulary:
+            raise ValueError(
+                f"{name} is sharded over the vocabulary, and a loss over a vocabulary that lies across processes "
+                f"(group=) is not there: redistribute {name} to whole rows, and pass {name}.to_local()"
+            )
 
 
 def dense(name: str, tensor: Tensor) -> None:

@@ -17,7 +17,8 @@ def logits(name: str, tensor: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor of logits, got {type(tensor).__name__}")
     if tensor.dtype not in LOGIT_DTYPES:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
-    memory.dense(name, tensor)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        memory.dense(name, tensor)
     if tensor.dim() == 0 or tensor.shape[-1] == 0:
         raise ValueError(f"{name} must have shape (..., vocab) with vocab >= 1, got {tuple(tensor.shape)}")
 
@@ -28,7 +29,8 @@ def pair(student: Tensor, teacher: Tensor, vocab_size: int | None) -> int:
     logits("teacher", teacher)
     if teacher.requires_grad:
         raise ValueError("teacher must not require grad (no gradient flows into it): pass teacher.detach()")
-    memory.companion("teacher", teacher, student)
+    if type(teacher) is not Tensor:
+        memory.companion("teacher", teacher, student)
     if student.device != teacher.device:
         raise ValueError(f"teacher must be on the student's device {student.device}, got {teacher.device}")
     if student.shape[:-1] != teacher.shape[:-1]:

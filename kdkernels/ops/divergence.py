@@ -110,7 +110,9 @@ class _Divergence(Function):
                 raise RuntimeError("kdkernels: the buffer that inplace=True gave to the gradient was modified")
             ctx.logits = ctx.logits if graph_is_kept() else None
         make = _recomputed if ctx.deferred else _scaled
-        return first_order(saved, make, ctx, saved, upstream, *rest), None, None
+        if torch.is_grad_enabled():
+            return first_order(saved, make, ctx, saved, upstream, *rest), None, None
+        return make(ctx, saved, upstream, *rest), None, None
 
 
 class _Overwritten(Function):
@@ -133,7 +135,8 @@ def _scaled(ctx: Any, saved: Tensor, upstream: Tensor) -> Tensor:
     # Whoever keeps the graph may walk it again and may write into what it got: the saved gradient stays as it is.
     gradient = saved.clone() if graph_is_kept() else saved.detach()
     rows = gradient if gradient.dim() == 2 else gradient.view(-1, gradient.shape[-1])
-    KERNEL_BACKENDS[ctx.backend].scale_rows(rows, vector(upstream.reshape(-1) if upstream.dim() else upstream))
+    factor = vector(upstream.reshape(-1) if upstream.dim() else upstream)
+    KERNEL_BACKENDS[ctx.backend].scale_rows(rows, factor)
     return gradient
 
 

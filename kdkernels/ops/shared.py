@@ -20,7 +20,7 @@ _DEVICES = ("CPU", "CUDA", "XPU")
 def by_address(upstream: Tensor, *saved: Tensor | None) -> bool:
     """Whether a backward pass may hand these to a kernel. If not, a tracer, a subclass or a batch of upstream gradients
     is behind one of them, and the registered operators know what to do."""
-    return not (_is_batch(upstream) or traced(upstream, *saved) or transformed())
+    return not (_is_batch(upstream) or transformed() or traced(upstream, *saved))
 
 
 def watched(tensor: Tensor | None) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from torch import Tensor
 
 from ..backends.calls import PerRow
-from ..rows import plain, vector
+from ..rows import vector
 from .shared import in_tensor
 
 Call = TypeVar("Call", bound=tuple)
@@ -66,7 +66,7 @@ class Wire(Generic[Call]):
     def addressable(self, call: Call) -> Call:
         """The call with every tensor as kernels read it; the same record where nothing had to be done."""
         for tensor in call[: self.tensors]:
-            if tensor is not None and not (tensor.is_contiguous() and plain(tensor)):
+            if tensor is not None and vector(tensor) is not tensor:
                 ready = (None if each is None else vector(each) for each in call[: self.tensors])
                 return self.record(*ready, *call[self.tensors :])
         return call
