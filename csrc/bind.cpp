@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -34,6 +35,13 @@ Matrix matrix(const MatrixTuple &from) {
 using TableTuple = std::tuple<uintptr_t, int64_t, int64_t>;
 
 template <class T = void> T *pointer(uintptr_t address) { return reinterpret_cast<T *>(address); }
+
+// The last line before the kernels: where there are elements, address 0 (a tensor without memory) is not followed.
+void present(int64_t rows, int64_t vocab, std::initializer_list<const void *> addresses) {
+  for (const void *address : addresses)
+    if (!address && rows > 0 && vocab > 0)
+      throw std::invalid_argument("a tensor that a kernel has to read or write has no memory");
+}
 
 // (-1, threads) on the CPU, (device, stream) on a GPU.
 using WhereTuple = std::tuple<int, uintptr_t>;
@@ -105,6 +113,7 @@ void divergence(int loss, const MatrixTuple &student, const MatrixTuple &teacher
                                 pointer(std::get<0>(table)),
                                 std::get<1>(table),
                                 std::get<2>(table)};
+  present(rows, vocab, {call.student.data, call.teacher.data, call.values});
   if (call.gradient.data != call.student.data)
     advise_huge_pages(call.gradient, rows, where);
   run(call, call.student.dtype, wide, where, active->divergence[2 * loss + wide],
@@ -114,6 +123,7 @@ void divergence(int loss, const MatrixTuple &student, const MatrixTuple &teacher
 void softmax(const MatrixTuple &input, const MatrixTuple &output, int64_t rows, int64_t vocab, double temperature,
              bool log, bool wide, const WhereTuple &where) {
   const kd_cpu::Softmax call{matrix(input), {}, matrix(output), rows, vocab, 1.0 / temperature, log};
+  present(rows, vocab, {call.input.data, call.output.data});
   advise_huge_pages(call.output, rows, where);
   run(call, call.input.dtype, wide, where, active->softmax[wide],
       [&](const auto &kernels, const auto &there) { kernels.softmax(call, there); });
@@ -122,6 +132,7 @@ void softmax(const MatrixTuple &input, const MatrixTuple &output, int64_t rows, 
 void softmax_backward(const MatrixTuple &upstream, const MatrixTuple &output, const MatrixTuple &gradient, int64_t rows,
                       int64_t vocab, double temperature, bool log, bool wide, const WhereTuple &where) {
   const kd_cpu::Softmax call{matrix(output), matrix(upstream), matrix(gradient), rows, vocab, 1.0 / temperature, log};
+  present(rows, vocab, {call.input.data, call.upstream.data, call.output.data});
   advise_huge_pages(call.output, rows, where);
   run(call, call.input.dtype, wide, where, active->softmax_backward[wide],
       [&](const auto &kernels, const auto &there) { kernels.softmax_backward(call, there); });
@@ -130,6 +141,7 @@ void softmax_backward(const MatrixTuple &upstream, const MatrixTuple &output, co
 void scale_rows(const MatrixTuple &gradient, uintptr_t factor, bool per_row, int64_t rows, int64_t vocab, bool wide,
                 const WhereTuple &where) {
   const kd_cpu::Scale call{matrix(gradient), pointer(factor), per_row, rows, vocab};
+  present(rows, vocab, {call.gradient.data, call.factor});
   run(call, call.gradient.dtype, wide, where, active->scale[wide],
       [&](const auto &kernels, const auto &there) { kernels.scale(call, there); });
 }
@@ -149,6 +161,7 @@ void trilateral(const MatrixTuple &student, const MatrixTuple &teacher, const Ma
                                 vocab,
                                 ignore_index,
                                 squared};
+  present(rows, vocab, {call.student.data, call.teacher.data, call.labels, call.distances});
   run(call, call.student.dtype, wide, where, active->trilateral[wide],
       [&](const auto &kernels, const auto &there) { kernels.trilateral(call, there); });
 }
@@ -169,6 +182,9 @@ void trilateral_backward(const MatrixTuple &student, const MatrixTuple &teacher,
                                 vocab,
                                 ignore_index,
                                 squared};
+  present(rows, vocab,
+          {call.student.data, call.teacher.data, call.gradient.data, call.labels, call.distances, call.statistics,
+           call.upstream});
   advise_huge_pages(call.gradient, rows, where);
   run(call, call.student.dtype, wide, where, active->trilateral_backward[wide],
       [&](const auto &kernels, const auto &there) { kernels.trilateral_backward(call, there); });

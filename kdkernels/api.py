@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import checks, ops
-from .backends import reference, resolve
+from .backends import recorded, reference, resolve
+from .backends.calls import Divergence, Softmax
 from .losses import ForwardKL, Loss
+from .sharded import on_shards
 
 _FORWARD_KL = ForwardKL()
-
-
-class _Rows(NamedTuple):
-    """What multiplies each row's soft and hard term: a (rows,) tensor, or None for ones, times a number."""
-
-    soft_weight: Tensor | None
-    hard_weight: Tensor | None
-    soft_scale: float
-    hard_scale: float
 
 
 def divergence(
@@ -82,12 +74,24 @@ def divergence(
         TypeError, ValueError: an argument breaks a rule above; nothing has been computed or written.
         RuntimeError: the backend that was named cannot run; a second derivative was asked for.
     """
+    if checks.distributed(student):
+        return on_shards(divergence, locals())
     checks.loss(loss)
-    vocab = _check_common(student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size, inplace)
-    counted = None if mask is None else mask.reshape(-1)
+    vocab, temperature, normalizer = _check_common(
+        student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size
+    )
+    if inplace and not torch.compiler.is_compiling():
+        checks.inplace(student, teacher=teacher, mask=mask, weight=weight, normalizer=normalizer)
+    counted = None if mask is None else _flat(mask)
     weights, scale = _row_weights(student, teacher, counted, weight, reduction, normalizer)
-    rows = _Rows(weights, None, scale * temperature**2 if tau_squared else scale, 0.0)
-    return _evaluate(student, teacher, None, rows, loss, temperature, vocab, reduction, inplace, backend)
+    call = Divergence(
+        soft_weight=weights,
+        temperature=temperature,
+        soft_scale=scale * temperature**2 if tau_squared else scale,
+        hard_scale=0.0,
+        **_settings(student, teacher, loss, vocab, vocab_size, reduction, backend),
+    )
+    return _evaluate(student, teacher, call, loss, inplace)
 
 
 def distillation(
@@ -123,18 +127,31 @@ def distillation(
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; one alpha per row:
     Hu et al., "Less or More From Teacher", ICLR 2024 (arXiv 2312.15112), equations 1-3.
     """
+    if checks.distributed(student):
+        return on_shards(distillation, locals())
     checks.loss(loss)
-    vocab = _check_common(student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size, inplace)
+    vocab, temperature, normalizer = _check_common(
+        student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size
+    )
     checks.labels(labels, student)
-    checks.ignore_index(ignore_index)
-    checks.alpha(alpha, student)
-    labels = labels.reshape(-1).long()
+    ignore_index, alpha = checks.ignore_index(ignore_index), checks.alpha(alpha, student)
+    if inplace and not torch.compiler.is_compiling():
+        beside = {"mask": mask, "weight": weight, "normalizer": normalizer, "alpha": alpha}
+        checks.inplace(student, teacher=teacher, labels=labels, **beside)
+    labels = _flat(labels).long()
     counted = checks.counted_labels(labels, mask, vocab, ignore_index)
     weights, scale = _row_weights(student, teacher, counted, weight, reduction, normalizer)
-    rows = _split(weights, alpha, scale, student, teacher)
-    if tau_squared:
-        rows = rows._replace(soft_scale=rows.soft_scale * temperature**2)
-    return _evaluate(student, teacher, labels, rows, loss, temperature, vocab, reduction, inplace, backend)
+    soft, hard, soft_scale, hard_scale = _split(weights, alpha, scale, student, teacher)
+    call = Divergence(
+        labels=labels,
+        soft_weight=soft,
+        hard_weight=hard,
+        temperature=temperature,
+        soft_scale=soft_scale * temperature**2 if tau_squared else soft_scale,
+        hard_scale=hard_scale,
+        **_settings(student, teacher, loss, vocab, vocab_size, reduction, backend),
+    )
+    return _evaluate(student, teacher, call, loss, inplace)
 
 
 def softmax(logits: Tensor, *, temperature: float = 1.0, backend: str = "auto") -> Tensor:
@@ -164,79 +181,98 @@ def log_softmax(logits: Tensor, *, temperature: float = 1.0, backend: str = "aut
 
 
 def _softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Tensor:
+    if checks.distributed(logits):
+        return on_shards(_softmax, locals())
     checks.logits("logits", logits)
-    checks.temperature(temperature)
-    name = resolve(backend, logits.device, (logits.dtype,))
-    if name == "reference":
-        return reference.softmax(logits, temperature=temperature, log=log)
-    return ops.softmax(logits, temperature, log, name)
+    temperature = checks.temperature(temperature)
+    call = Softmax(temperature, log, resolve(backend, logits.device, (logits.dtype,)))
+    return reference.softmax(logits, call) if call.backend == "reference" else ops.softmax(logits, call)
 
 
-def _check_common(student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size, inplace) -> int:
+def _check_common(
+    student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size
+) -> tuple[int, float, float | Tensor | None]:
+    """Columns that count, temperature and divisor as Python's numbers or a 0-d tensor."""
     vocab = checks.pair(student, teacher, vocab_size)
-    checks.temperature(temperature)
-    checks.reduction(reduction, normalizer)
+    temperature = checks.temperature(temperature)
+    normalizer = checks.reduction(reduction, normalizer, student)
     checks.mask(mask, student)
     checks.weight(weight, student)
-    if inplace and not torch.compiler.is_compiling():
-        checks.inplace(student)
-    return vocab
+    return vocab, temperature, normalizer
 
 
 def _row_weights(student, teacher, counted, weight, reduction, normalizer) -> tuple[Tensor | None, float]:
     """What multiplies each row: a (rows,) tensor, or None for ones, and a number. Never waits for a device."""
-    rows = math.prod(student.shape[:-1])  # not .numel(): that would fix a symbolic batch size
     divisor = 1
     if reduction == "batchmean":
-        divisor = max(student.shape[0] if student.dim() > 1 else 1, 1)
+        divisor = _count(student, min(student.dim() - 1, 1))
     elif reduction == "mean":
         divisor = normalizer
         if normalizer is None:
-            divisor = max(rows, 1) if counted is None else counted.sum().clamp_(min=1)
+            divisor = _count(student, student.dim() - 1) if counted is None else counted.sum().clamp_(min=1)
+        elif not isinstance(normalizer, Tensor) and normalizer == 0:
+            checks.nothing_counted(normalizer, counted)
+            divisor = counted.new_zeros((), dtype=torch.float32)
     if counted is None and weight is None and not isinstance(divisor, Tensor):
         return None, 1.0 / divisor
     compute = reference.accumulation_dtype(student, teacher)
-    weights = None if weight is None else weight.reshape(-1).to(compute)
+    weights = None if weight is None else _flat(weight).to(compute)
     if counted is not None:
         weights = counted.to(compute) if weights is None else torch.where(counted, weights, 0.0)
     if not isinstance(divisor, Tensor):
         return weights, 1.0 / divisor
     share = divisor.to(student.device, compute, non_blocking=True).reciprocal()
     if weights is None:
-        return share.expand(rows), 1.0
+        if recorded():  # a number of rows would be a constant of the graph
+            return _flat(torch.ones_like(student.detach()[..., 0], dtype=compute)) * share, 1.0
+        return share.expand(math.prod(student.shape[:-1])), 1.0
     # A count of tokens may be 0 where every row is masked: 0 times infinity would be NaN.
     return torch.where(weights == 0, 0.0, weights * share), 1.0
 
 
-def _split(weights: Tensor | None, alpha: float | Tensor, scale: float, student: Tensor, teacher: Tensor) -> _Rows:
-    """alpha of each row's weight goes to its soft term, the rest to its hard one."""
+def _count(student: Tensor, dims: int) -> int | Tensor:
+    """The entries of the first `dims` dimensions, at least 1; a tensor where a tracer would make a number a constant of
+    its graph, which other batches then were divided by."""
+    if not recorded() or student.numel() == 0:
+        return max(math.prod(student.shape[:dims]), 1)  # not .numel(): that would fix a symbolic batch size
+    first = student.detach()[(slice(None),) * dims + (0,) * (student.dim() - dims)]
+    return torch.ones_like(first, dtype=torch.float64).sum()
+
+
+def _flat(per_row: Tensor) -> Tensor:
+    """(rows,); no reshape where it is that already, for tracers that would record its length."""
+    return per_row if per_row.dim() == 1 else per_row.reshape(-1)
+
+
+def _split(
+    weights: Tensor | None, alpha: float | Tensor, scale: float, student: Tensor, teacher: Tensor
+) -> tuple[Tensor | None, Tensor | None, float, float]:
+    """Weights and scales of the soft and the hard term: alpha of each row's weight, and the rest."""
     if not isinstance(alpha, Tensor):
-        return _Rows(weights, weights, alpha * scale, (1.0 - alpha) * scale)
-    share = alpha.to(reference.accumulation_dtype(student, teacher)).expand(student.shape[:-1]).reshape(-1)
+        return weights, weights, alpha * scale, (1.0 - alpha) * scale
+    share = alpha.to(reference.accumulation_dtype(student, teacher))
+    share = _flat(share if share.dim() == student.dim() - 1 else share.expand(student.shape[:-1]))
     if weights is None:
-        return _Rows(share, 1.0 - share, scale, scale)
-    return _Rows(weights * share, weights * (1.0 - share), scale, scale)
+        return share, 1.0 - share, scale, scale
+    return weights * share, weights * (1.0 - share), scale, scale
 
 
-def _evaluate(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    rows: _Rows,
-    loss: Loss,
-    temperature: float,
-    vocab: int,
-    reduction: str,
-    inplace: bool,
-    backend: str,
-) -> Tensor:
-    table = checks.loss_fits(loss, student, teacher, vocab)
-    name = resolve(backend, student.device, (student.dtype, teacher.dtype))
-    if name != "reference":
-        scalars = ops.Scalars(loss.parameter(), temperature, rows.soft_scale, rows.hard_scale)
-        weights = (rows.soft_weight, rows.hard_weight)
-        call = ops.Call(teacher, labels, *weights, table, scalars, loss.name, vocab, reduction != "none")
-        return ops.divergence(student, call, inplace, name)
+def _settings(student, teacher, loss: Loss, vocab: int, vocab_size: int | None, reduction: str, backend: str) -> dict:
+    """The fields of a call that every divergence fills alike."""
+    return {
+        "table": checks.loss_fits(loss, student, teacher, vocab),
+        "loss": loss.name,
+        "parameter": loss.parameter(),
+        "vocab": None if vocab_size is None else vocab,
+        "reduce": reduction != "none",
+        "backend": resolve(backend, student.device, (student.dtype, teacher.dtype)),
+    }
+
+
+def _evaluate(student: Tensor, teacher: Tensor, call: Divergence, loss: Loss, inplace: bool) -> Tensor:
+    if call.backend != "reference":
+        return ops.divergence(student, teacher, call, inplace)
+    vocab = student.shape[-1] if call.vocab is None else call.vocab
     student2d, teacher2d = (tensor[..., :vocab].reshape(-1, vocab) for tensor in (student, teacher))
-    values = reference.divergence(student2d, teacher2d, labels, *rows, loss=loss, temperature=temperature)
-    return values.reshape(student.shape[:-1]) if reduction == "none" else values.sum()
+    values = reference.divergence(student2d, teacher2d, call, loss)
+    return values.sum() if call.reduce else values.reshape(student.shape[:-1])

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from . import checks, ops
 from .backends import reference, resolve
+from .backends.calls import Trilateral
+from .sharded import on_shards
 
 
 def trilateral_distances(
@@ -58,19 +60,19 @@ def trilateral_distances(
     Source: Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation", ICLR 2024
     (arXiv 2312.15112), equations 6-10, where the edges are difference vectors; their lengths in one walk are ours.
     """
+    if checks.distributed(student):
+        return on_shards(trilateral_distances, locals())
     vocab = checks.pair(student, teacher, vocab_size)
     checks.labels(labels, student)
-    checks.ignore_index(ignore_index)
+    ignore_index = checks.ignore_index(ignore_index)
     checks.class_mean(class_mean, student, vocab)
     if labels.dim() != 1 or labels.dtype != torch.int64:
         labels = labels.reshape(-1).long()
     checks.counted_labels(labels, None, vocab, ignore_index)
     name = resolve(backend, student.device, (student.dtype, teacher.dtype))
+    call = Trilateral(labels, squared, ignore_index, None if vocab_size is None else vocab, name)
     if name != "reference":
-        edges = ops.Edges(teacher, labels, class_mean, squared, ignore_index, vocab, name)
-        return ops.trilateral(student, edges)
+        return ops.trilateral(student, teacher, class_mean, call)
     student2d, teacher2d = (tensor[..., :vocab].reshape(-1, vocab) for tensor in (student, teacher))
-    distances = reference.trilateral(
-        student2d, teacher2d, labels, class_mean, squared=squared, ignore_index=ignore_index
-    )
+    distances = reference.trilateral(student2d, teacher2d, class_mean, call)
     return distances.reshape(*student.shape[:-1], distances.shape[-1])

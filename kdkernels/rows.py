@@ -24,14 +24,28 @@ def separate(tensor: Tensor) -> bool:
     return evenly_spaced(tensor) and (not steps or steps[-1] >= columns)
 
 
-def as_rows(tensor: Tensor, vocab: int) -> Tensor:
-    """(..., columns) as (rows, vocab) with unit last stride: a view wherever one exists."""
+def resolved(tensor: Tensor) -> Tensor:
+    """A copy of a tensor that is negated lazily, or zero without memory, with what it says at its address."""
+    return tensor.resolve_neg() if tensor.is_neg() else tensor.clone()
+
+
+def vector(tensor: Tensor) -> Tensor:
+    """A small tensor (per row, or a loss's table) as kernels read it: contiguous."""
+    if tensor.is_neg() or tensor._is_zerotensor():
+        tensor = resolved(tensor)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def as_rows(tensor: Tensor, vocab: int | None) -> Tensor:
+    """(..., columns) as (rows, vocab), all columns for None, with unit last stride: a view wherever one exists."""
+    if tensor.is_neg() or tensor._is_zerotensor():
+        tensor = resolved(tensor)
     columns = tensor.shape[-1]
     if tensor.stride(-1) != 1 and columns > 1:
         tensor = tensor.contiguous()
     if tensor.dim() != 2:
         tensor = tensor.reshape(-1, columns) if tensor.numel() else tensor.new_empty(0, columns)
-    return tensor if vocab == columns else tensor[:, :vocab]
+    return tensor if vocab is None or vocab == columns else tensor[:, :vocab]
 
 
 def uneven(tensor: Tensor) -> bool:
@@ -41,10 +55,10 @@ def uneven(tensor: Tensor) -> bool:
     return not evenly_spaced(tensor) and tensor[0].numel() >= _WORTH_A_CALL
 
 
-def written_rows(gradient: Tensor, vocab: int) -> Tensor:
+def written_rows(gradient: Tensor, vocab: int | None) -> Tensor:
     """A gradient to fill, as (rows, vocab); its columns beyond the vocabulary become zero here."""
     rows = gradient if gradient.dim() == 2 else gradient.view(-1, gradient.shape[-1])
-    if vocab == rows.shape[1]:
+    if vocab is None or vocab == rows.shape[1]:
         return rows
     rows[:, vocab:].zero_()
     return rows[:, :vocab]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from triton.runtime import interpreter
 
 from kdkernels.backends import triton as backend
+from kdkernels.backends.calls import Divergence
 from kdkernels.kernels import config
 from kdkernels.losses import LOSSES, Perturbed
 
@@ -76,20 +77,9 @@ def empty_like(student, stride=None):
 
 
 def run(loss, student, teacher, gradient, labels=None, soft=None, hard=None, temperature=1.0, scales=(1.0, 1.0)):
-    return backend.divergence(
-        student,
-        teacher,
-        labels,
-        soft,
-        hard,
-        gradient,
-        loss=loss.name,
-        parameter=loss.parameter(),
-        table=loss.table(torch.float32),
-        temperature=temperature,
-        soft_scale=scales[0],
-        hard_scale=scales[1],
-    )
+    numbers = (loss.parameter(), temperature, *scales)
+    call = Divergence(labels, soft, hard, loss.table(torch.float32), loss.name, *numbers)
+    return backend.divergence(student, teacher, gradient, call)
 
 
 def oracle(loss, student, teacher, labels=None, soft=None, hard=None, temperature=1.0, scales=(1.0, 1.0)):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from _triton_interpreter import EPSILON, INF, NAN, VOCABS, assert_near, empty_like, oracle, rows_of, run
 
 from kdkernels.backends import triton as backend
+from kdkernels.backends.calls import Softmax
 from kdkernels.losses import LOSSES
 
 
@@ -74,8 +75,8 @@ def test_strided_rows_and_a_gradient_in_place(form, aligned):
 def test_no_rows_launch_nothing():
     empty = torch.empty(0, 10)
     assert run(LOSSES["forward_kl"](), empty, empty, empty).shape == (0,)
-    backend.softmax(empty, empty, temperature=1.0, log=False)
-    backend.softmax_backward(empty, empty, empty, temperature=1.0, log=False)
+    backend.softmax(empty, empty, Softmax())
+    backend.softmax_backward(empty, empty, empty, Softmax())
     backend.scale_rows(empty, torch.ones(0))
 
 
@@ -86,11 +87,11 @@ def test_softmax(form, vocab, log):
     logits[1, : vocab // 2] = -INF
     for temperature in (0.05, 1.0, 20.0):
         output, gradient = empty_like(logits), empty_like(logits)
-        backend.softmax(logits, output, temperature=temperature, log=log)
+        backend.softmax(logits, output, Softmax(temperature, log))
         z = logits.double().requires_grad_()
         expected = (F.log_softmax if log else F.softmax)(z / temperature, dim=-1)
         torch.testing.assert_close(output.double(), expected.detach(), rtol=1e-5, atol=1e-6)
-        backend.softmax_backward(upstream, output, gradient, temperature=temperature, log=log)
+        backend.softmax_backward(upstream, output, gradient, Softmax(temperature, log))
         expected.backward(upstream.double())
         torch.testing.assert_close(gradient.double(), z.grad, rtol=1e-4, atol=2e-5 / temperature)
 

@@ -8,6 +8,7 @@ from _triton_interpreter import EPSILON, INF, NAN, VOCABS, empty_like, rows_of
 
 from kdkernels.backends import STATISTICS, reference
 from kdkernels.backends import triton as backend
+from kdkernels.backends.calls import Trilateral
 
 IGNORED = -100
 
@@ -19,19 +20,19 @@ def class_means(rows, vocab, dtype=torch.float32, seed=7):
 
 def run(student, teacher, labels, mean=None, squared=False, gradient=None, ignore_index=IGNORED):
     """(distances, gradient, upstream, statistics)."""
-    keywords = {"squared": squared, "ignore_index": ignore_index}
+    call = Trilateral(labels, squared, ignore_index)
     statistics = torch.full((len(student), STATISTICS), NAN)
     gradient = empty_like(student) if gradient is None else gradient
-    distances = backend.trilateral(student, teacher, labels, mean, statistics, **keywords)
+    distances = backend.trilateral(student, teacher, mean, statistics, call)
     upstream = torch.randn(distances.shape, generator=torch.Generator().manual_seed(3))
-    backend.trilateral_backward(student, teacher, labels, mean, statistics, distances, upstream, gradient, **keywords)
+    backend.trilateral_backward(student, teacher, mean, statistics, distances, upstream, gradient, call)
     return distances, gradient, upstream, statistics
 
 
 def oracle(student, teacher, labels, upstream, mean=None, squared=False, ignore_index=IGNORED):
     z = student.double().requires_grad_()
     mean = None if mean is None else mean.double()
-    expected = reference.trilateral(z, teacher.double(), labels, mean, squared=squared, ignore_index=ignore_index)
+    expected = reference.trilateral(z, teacher.double(), mean, Trilateral(labels, squared, ignore_index))
     expected.backward(upstream.double())
     return expected.detach(), z.grad
 
@@ -172,7 +173,7 @@ def test_statistics(form):
 def test_statistics_are_not_needed(form):
     student, teacher, labels = rows_of(2, 300), rows_of(2, 300, seed=1), torch.tensor([0, 299])
     for mean in (None, class_means(300, 300)):
-        alone = backend.trilateral(student, teacher, labels, mean, None, squared=False, ignore_index=IGNORED)
+        alone = backend.trilateral(student, teacher, mean, None, Trilateral(labels))
         assert torch.equal(alone, run(student, teacher, labels, mean)[0])
 
 

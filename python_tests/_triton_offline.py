@@ -28,6 +28,7 @@ from triton.runtime.driver import driver
 
 from kdkernels.backends import STATISTICS
 from kdkernels.backends import triton as backend
+from kdkernels.backends.calls import Divergence, Trilateral
 from kdkernels.losses import LOSSES, Loss, Perturbed
 
 TARGETS = {
@@ -114,20 +115,19 @@ def launch_divergence(
     """What `divergence` launches for 64 rows of this length; meta tensors have addresses that are aligned."""
     logits = _meta(64, vocab, dtype=student)
     table = loss.table(torch.float32)
-    backend.divergence(
-        logits,
-        _meta(64, vocab, dtype=teacher),
-        _meta(64, dtype=torch.int64) if labels else None,
-        _meta(64),
-        _meta(64) if labels else None,
-        torch.empty_like(logits) if gradient else None,
+    call = Divergence(
+        labels=_meta(64, dtype=torch.int64) if labels else None,
+        soft_weight=_meta(64),
+        hard_weight=_meta(64) if labels else None,
+        table=None if table is None else table.to("meta"),
         loss=loss.name,
         parameter=loss.parameter(),
-        table=None if table is None else table.to("meta"),
         temperature=2.0,
         soft_scale=0.9,
         hard_scale=0.1,
     )
+    target = torch.empty_like(logits) if gradient else None
+    backend.divergence(logits, _meta(64, vocab, dtype=teacher), target, call)
 
 
 def launch_trilateral(
@@ -138,14 +138,14 @@ def launch_trilateral(
     arguments = (
         logits,
         _meta(64, vocab, dtype=teacher),
-        _meta(64, dtype=torch.int64),
         None if mean is None else _meta(vocab, vocab, dtype=mean),
         _meta(64, STATISTICS) if gradient else None,
     )
-    distances = backend.trilateral(*arguments, squared=squared, ignore_index=-100)
+    call = Trilateral(_meta(64, dtype=torch.int64), squared)
+    distances = backend.trilateral(*arguments, call)
     if gradient:
         upstream, target = torch.empty_like(distances), torch.empty_like(logits)
-        backend.trilateral_backward(*arguments, distances, upstream, target, squared=squared, ignore_index=-100)
+        backend.trilateral_backward(*arguments, distances, upstream, target, call)
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

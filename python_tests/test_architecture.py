@@ -13,7 +13,7 @@ SOURCES = PACKAGE.parent / "csrc"
 
 # Each part of the package with what it may import from it, besides itself.
 BELOW_BACKENDS = {"losses", "kernels", "_C"}
-BELOW_API = {"checks", "ops", "backends", "losses"}
+BELOW_API = {"sharded", "checks", "ops", "backends", "losses"}
 USERS = {
     "api",
     "distances",
@@ -32,8 +32,9 @@ ALLOWED = {
     "kernels": set(),
     "backends": BELOW_BACKENDS,
     "rows": set(),
+    "sharded": {"checks"},
     "checks": {"backends", "losses", "rows"},
-    "ops": {"backends", "rows"},
+    "ops": {"backends", "checks", "rows"},
     "api": BELOW_API,
     "distances": BELOW_API,
     "criterion": BELOW_API,

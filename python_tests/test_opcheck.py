@@ -30,14 +30,16 @@ def test_divergence(kernel, utility, dtype, variant):
     tensors = (labels, row, 1 - row) if full else (None, None, None)
     if variant == "no gradient":
         student = student.detach()
-    # As the public function calls it: float16's gradient is left to the operator's backward.
-    gradient = variant != "no gradient" and dtype != F16
-    vocab, reduce = 5 if variant == "cut" else 7, variant != "rows"
-    for loss in DEFAULT_LOSSES if variant == "plain" else (DEFAULT_LOSSES[0], per_class(vocab)):
+    vocab, reduce = 5 if variant == "cut" else None, variant != "rows"
+    for loss in DEFAULT_LOSSES if variant == "plain" else (DEFAULT_LOSSES[0], per_class(vocab or 7)):
         table = on(kernel.device, loss).table(wide)
         scalars = torch.tensor([loss.parameter(), 2.0, 0.7, 0.2 if full else 0.0], dtype=F64)
-        call = (student, teacher, *tensors, table, scalars, loss.name, vocab, reduce, gradient, kernel.backend)
+        call = (student, teacher, *tensors, table, loss.name, vocab, reduce, kernel.backend, scalars)
         torch.library.opcheck(torch.ops.kdkernels.divergence.default, call, test_utils=utility)
+        if utility != "test_autograd_registration":
+            upstream = torch.rand((() if reduce else (4,)), dtype=wide, device=kernel.device)
+            operator = torch.ops.kdkernels.divergence_gradient.default
+            torch.library.opcheck(operator, (student.detach(), *call[1:], upstream), test_utils=utility)
 
 
 @EVERY_UTILITY
@@ -47,11 +49,11 @@ def test_softmax(kernel, utility, dtype, log):
     z, upstream = pair(4, 7, dtype=dtype, device=kernel.device)
     temperature = torch.tensor([2.0], dtype=F64)
     torch.library.opcheck(
-        torch.ops.kdkernels.softmax.default, (z, temperature, log, kernel.backend), test_utils=utility
+        torch.ops.kdkernels.softmax.default, (z, log, kernel.backend, temperature), test_utils=utility
     )
     output = torch.log_softmax(z, -1).detach() if log else torch.softmax(z, -1).detach()
     operator = torch.ops.kdkernels.softmax_backward.default
-    torch.library.opcheck(operator, (upstream, output, temperature, log, kernel.backend), test_utils=utility)
+    torch.library.opcheck(operator, (upstream, output, log, kernel.backend, temperature), test_utils=utility)
 
 
 @EVERY_UTILITY
@@ -59,15 +61,13 @@ def test_softmax(kernel, utility, dtype, log):
 @pytest.mark.parametrize("variant", ["plain", "means", "squared means", "no gradient", "cut"])
 def test_trilateral(kernel, utility, dtype, variant):
     student, teacher = pair(4, 7, dtype=dtype, device=kernel.device)
-    vocab, squared, gradient = 5 if variant == "cut" else 7, variant == "squared means", variant != "no gradient"
+    vocab, squared = 5 if variant == "cut" else None, variant == "squared means"
     labels = torch.tensor([0, 4, -100, 3], device=kernel.device)
     means = logits(7, 7, device=kernel.device, seed=3).softmax(-1) if "means" in variant else None
-    student = student if gradient else student.detach()
-    edges = (teacher, labels, means, squared, -100, vocab, kernel.backend)
-    call = (student, *edges, gradient)
-    torch.library.opcheck(torch.ops.kdkernels.trilateral.default, call, test_utils=utility)
-    if gradient:
-        distances, statistics = (x.detach() for x in torch.ops.kdkernels.trilateral.default(*call))
-        upstream = logits(*distances.shape, dtype=distances.dtype, device=kernel.device, seed=4)
-        call = (student.detach(), *edges, statistics, distances, upstream)
-        torch.library.opcheck(torch.ops.kdkernels.trilateral_backward.default, call, test_utils=utility)
+    student = student.detach() if variant == "no gradient" else student
+    edges = (teacher, means, labels, squared, -100, vocab, kernel.backend)
+    torch.library.opcheck(torch.ops.kdkernels.trilateral.default, (student, *edges), test_utils=utility)
+    distances, statistics = (x.detach() for x in torch.ops.kdkernels.trilateral.default(student, *edges))
+    upstream = logits(*distances.shape, dtype=distances.dtype, device=kernel.device, seed=4)
+    call = (student.detach(), *edges, statistics, distances, upstream)
+    torch.library.opcheck(torch.ops.kdkernels.trilateral_backward.default, call, test_utils=utility)

@@ -31,6 +31,7 @@ from _triton_offline import (  # noqa: E402
 
 from kdkernels.backends import launch  # noqa: E402
 from kdkernels.backends import triton as backend  # noqa: E402
+from kdkernels.backends.calls import Divergence, Softmax  # noqa: E402
 from kdkernels.kernels import config  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -95,8 +96,8 @@ def test_every_launch_config_fits(target, vocab):
 def test_softmax_fits(target, vocab, log):
     tensor = torch.empty(64, vocab, dtype=torch.bfloat16, device="meta")
     with compiling_for(target) as compiled:
-        backend.softmax(tensor, tensor, temperature=2.0, log=log)
-        backend.softmax_backward(tensor, tensor, tensor, temperature=2.0, log=log)
+        backend.softmax(tensor, tensor, Softmax(2.0, log))
+        backend.softmax_backward(tensor, tensor, tensor, Softmax(2.0, log))
     assert_fits(target, [usage(kernel) for kernel in compiled])
 
 
@@ -152,20 +153,9 @@ def test_a_schedule_of_numbers_recompiles_nothing():
     logits = torch.empty(64, 1000, device="meta")
     with compiling_for("sm_90") as compiled:
         for step, rows in enumerate((1, 2, 16, 63)):
-            backend.divergence(
-                logits[:rows],
-                logits[:rows],
-                None,
-                None,
-                None,
-                logits[:rows],
-                loss="jensen_shannon",
-                parameter=0.1 * step + 0.1,
-                table=None,
-                temperature=float(step + 1),
-                soft_scale=float(step),
-                hard_scale=1.0,
-            )
+            numbers = {"parameter": 0.1 * step + 0.1, "temperature": float(step + 1), "soft_scale": float(step)}
+            call = Divergence(loss="jensen_shannon", **numbers)
+            backend.divergence(logits[:rows], logits[:rows], logits[:rows], call)
     assert len(set(map(id, compiled))) == 1
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import native, triton
+from . import calls, fallback, native, triton
+from .fallback import FallbackWarning
 
 
 class KernelBackend(Protocol):
@@ -27,22 +28,7 @@ class KernelBackend(Protocol):
     def unsupported(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
         """Why this backend cannot take tensors of this device and these dtypes, or None where it can."""
 
-    def divergence(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor | None,
-        soft_weight: Tensor | None,
-        hard_weight: Tensor | None,
-        gradient: Tensor | None,
-        *,
-        loss: str,
-        parameter: float,
-        table: Tensor | None,
-        temperature: float,
-        soft_scale: float,
-        hard_scale: float,
-    ) -> Tensor:
+    def divergence(self, student: Tensor, teacher: Tensor, gradient: Tensor | None, call: calls.Divergence) -> Tensor:
         """values_r = soft_scale soft_weight_r D(p_r || q_r) + hard_scale hard_weight_r CE(label_r), (rows,).
 
         student and teacher are (rows, vocab) logits, labels (rows,) int64, the weights (rows,) in the dtype of the
@@ -54,12 +40,10 @@ class KernelBackend(Protocol):
         is what `Loss.table` gives in the dtype of the arithmetic.
         """
 
-    def softmax(self, logits: Tensor, output: Tensor, *, temperature: float, log: bool) -> None:
+    def softmax(self, logits: Tensor, output: Tensor, call: calls.Softmax) -> None:
         """output = softmax(logits / temperature) or its logarithm, row by row."""
 
-    def softmax_backward(
-        self, upstream: Tensor, output: Tensor, gradient: Tensor, *, temperature: float, log: bool
-    ) -> None:
+    def softmax_backward(self, upstream: Tensor, output: Tensor, gradient: Tensor, call: calls.Softmax) -> None:
         """gradient = the derivative of `softmax` at `output`, contracted with `upstream`."""
 
     def scale_rows(self, gradient: Tensor, factor: Tensor) -> None:
@@ -72,12 +56,9 @@ class KernelBackend(Protocol):
         self,
         student: Tensor,
         teacher: Tensor,
-        labels: Tensor,
         class_mean: Tensor | None,
         statistics: Tensor | None,
-        *,
-        squared: bool,
-        ignore_index: int,
+        call: calls.Trilateral,
     ) -> Tensor:
         """The distances (rows, 3), with a class mean (rows, 5), in the dtype of the arithmetic.
 
@@ -93,15 +74,12 @@ class KernelBackend(Protocol):
         self,
         student: Tensor,
         teacher: Tensor,
-        labels: Tensor,
         class_mean: Tensor | None,
         statistics: Tensor,
         distances: Tensor,
         upstream: Tensor,
         gradient: Tensor,
-        *,
-        squared: bool,
-        ignore_index: int,
+        call: calls.Trilateral,
     ) -> None:
         """gradient = the derivative of `trilateral` in the student, contracted with `upstream`, in one walk.
 
@@ -124,7 +102,8 @@ NAMES = ("auto", "reference", *KERNEL_BACKENDS)
 _PREFERRED = {"cpu": ("native",), "cuda": ("triton", "native")}
 
 _ENVIRONMENT = os.environ.get("KDKERNELS_BACKEND") or "auto"  # read once: a lookup at every call would show
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
+_TRANSFORMED = "torch.func and forward-mode AD need plain differentiable PyTorch, which is backend='reference'"
 _in_functorch = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
@@ -181,7 +160,28 @@ def _fastest(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
     for name in _PREFERRED.get(device.type, ("triton",)):
         if not _obstacle(name, device, dtypes):
             return name
+    if device.type != "meta":  # on meta nothing is computed
+        fallback.say(automatic(device, dtypes)[1])
     return "reference"
+
+
+def automatic(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> tuple[str, str]:
+    """What "auto" picks for tensors of a device and dtypes, and, where that is the reference, why no kernel runs."""
+    if transformed():
+        return "reference", _TRANSFORMED
+    reasons = []
+    for name in _PREFERRED.get(device.type, ("triton",)):
+        reason = _obstacle(name, device, dtypes)
+        if not reason:
+            return name, ""
+        reasons.append(f"{name}: {reason}")
+    return "reference", "; ".join(reasons)
+
+
+def hides(tensor: Tensor) -> bool:
+    """Whether a tensor's class takes every operation over: its own memory, if it has any, tells nothing."""
+    kind = type(tensor)
+    return kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def transformed() -> bool:
@@ -189,7 +189,14 @@ def transformed() -> bool:
     return _in_functorch() or forward_ad._current_level >= 0
 
 
-def traced(*tensors: Tensor) -> bool:
+def recorded() -> bool:
+    """Whether a tracer is looking that turns every number, the batch size too, into a constant of its graph."""
+    if not (torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state()):
+        return False
+    return not torch.compiler.is_compiling()
+
+
+def traced(*tensors: Tensor | None) -> bool:
     """Whether something other than plain eager PyTorch is looking: a compiler, a tracer, a tensor subclass."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state():
         return True
@@ -201,7 +208,7 @@ def traced(*tensors: Tensor) -> bool:
 
 def _obstacle(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
     if transformed():
-        return "torch.func and forward-mode AD need plain differentiable PyTorch, which is backend='reference'"
+        return _TRANSFORMED
     backend = KERNEL_BACKENDS[name]
     return backend.unavailable() or backend.unsupported(device, dtypes)
 
@@ -209,9 +216,13 @@ def _obstacle(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) 
 __all__ = [
     "KERNEL_BACKENDS",
     "NAMES",
+    "FallbackWarning",
     "STATISTICS",
     "KernelBackend",
+    "automatic",
     "backends",
+    "hides",
+    "recorded",
     "resolve",
     "traced",
     "transformed",

@@ -8,6 +8,7 @@ import os
 import torch  # before the extension: libgomp then is the one that torch has loaded, and there is one thread pool
 from torch import Tensor
 
+from . import calls
 from .extension import missing
 
 try:
@@ -51,39 +52,26 @@ def _cuda_unavailable() -> str:
     return _C.cuda_unavailable()
 
 
-def divergence(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    soft_weight: Tensor | None,
-    hard_weight: Tensor | None,
-    gradient: Tensor | None,
-    *,
-    loss: str,
-    parameter: float,
-    table: Tensor | None,
-    temperature: float,
-    soft_scale: float,
-    hard_scale: float,
-) -> Tensor:
+def divergence(student: Tensor, teacher: Tensor, gradient: Tensor | None, call: calls.Divergence) -> Tensor:
     rows, vocab = student.shape
     wide = student.dtype == torch.float64 or teacher.dtype == torch.float64
     values = student.new_empty(rows, dtype=torch.float64 if wide else torch.float32)
+    table = call.table
     _C.divergence(
-        _LOSSES[loss],
+        _LOSSES[call.loss],
         _matrix(student),
         _matrix(teacher),
         _NONE if gradient is None else _matrix(gradient),
-        _address(labels),
-        _address(soft_weight),
-        _address(hard_weight),
+        _address(call.labels),
+        _address(call.soft_weight),
+        _address(call.hard_weight),
         values.data_ptr(),
         rows,
         vocab,
-        temperature,
-        soft_scale,
-        hard_scale,
-        parameter,
+        call.temperature,
+        call.soft_scale,
+        call.hard_scale,
+        call.parameter,
         _NONE if table is None else (table.data_ptr(), *table.shape),
         wide,
         _where(student),
@@ -91,15 +79,16 @@ def divergence(
     return values
 
 
-def softmax(logits: Tensor, output: Tensor, *, temperature: float, log: bool) -> None:
+def softmax(logits: Tensor, output: Tensor, call: calls.Softmax) -> None:
     wide = logits.dtype == torch.float64
-    _C.softmax(_matrix(logits), _matrix(output), *logits.shape, temperature, log, wide, _where(logits))
+    settings = (call.temperature, call.log, wide, _where(logits))
+    _C.softmax(_matrix(logits), _matrix(output), *logits.shape, *settings)
 
 
-def softmax_backward(upstream: Tensor, output: Tensor, gradient: Tensor, *, temperature: float, log: bool) -> None:
+def softmax_backward(upstream: Tensor, output: Tensor, gradient: Tensor, call: calls.Softmax) -> None:
     wide = output.dtype == torch.float64
     matrices = (_matrix(upstream), _matrix(output), _matrix(gradient))
-    _C.softmax_backward(*matrices, *output.shape, temperature, log, wide, _where(output))
+    _C.softmax_backward(*matrices, *output.shape, call.temperature, call.log, wide, _where(output))
 
 
 def scale_rows(gradient: Tensor, factor: Tensor) -> None:
@@ -112,14 +101,7 @@ def scale_rows(gradient: Tensor, factor: Tensor) -> None:
 
 
 def trilateral(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    class_mean: Tensor | None,
-    statistics: Tensor | None,
-    *,
-    squared: bool,
-    ignore_index: int,
+    student: Tensor, teacher: Tensor, class_mean: Tensor | None, statistics: Tensor | None, call: calls.Trilateral
 ) -> Tensor:
     rows, vocab = student.shape
     wide = student.dtype == torch.float64 or teacher.dtype == torch.float64
@@ -127,13 +109,13 @@ def trilateral(
     distances = student.new_empty((rows, 3 if class_mean is None else 5), dtype=dtype)
     _C.trilateral(
         *_matrices(student, teacher, class_mean),
-        labels.data_ptr(),
+        _address(call.labels),
         distances.data_ptr(),
         _address(statistics),
         rows,
         vocab,
-        ignore_index,
-        squared,
+        call.ignore_index,
+        call.squared,
         wide,
         _where(student),
     )
@@ -143,27 +125,24 @@ def trilateral(
 def trilateral_backward(
     student: Tensor,
     teacher: Tensor,
-    labels: Tensor,
     class_mean: Tensor | None,
     statistics: Tensor,
     distances: Tensor,
     upstream: Tensor,
     gradient: Tensor,
-    *,
-    squared: bool,
-    ignore_index: int,
+    call: calls.Trilateral,
 ) -> None:
     rows, vocab = student.shape
     _C.trilateral_backward(
         *_matrices(student, teacher, class_mean, gradient),
-        labels.data_ptr(),
+        _address(call.labels),
         distances.data_ptr(),
         statistics.data_ptr(),
         upstream.data_ptr(),
         rows,
         vocab,
-        ignore_index,
-        squared,
+        call.ignore_index,
+        call.squared,
         distances.dtype == torch.float64,
         _where(student),
     )

@@ -13,28 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import Loss
+from . import calls
 
 
-def divergence(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    soft_weight: Tensor | None,
-    hard_weight: Tensor | None,
-    soft_scale: float,
-    hard_scale: float,
-    *,
-    loss: Loss,
-    temperature: float,
-) -> Tensor:
+def divergence(student: Tensor, teacher: Tensor, call: calls.Divergence, loss: Loss) -> Tensor:
     """The row values of `KernelBackend.divergence`, (rows,), differentiable in the student."""
     compute = accumulation_dtype(student, teacher)
     student, teacher = student.to(compute), teacher.to(compute)
-    soft_factor = _factor(soft_weight, soft_scale, student)
-    hard_factor = _factor(hard_weight, hard_scale, student)
-    values = _counted(soft_factor, lambda z, t: _divergence(z, t, loss, temperature), student, teacher)
-    if labels is not None:
-        values = values + _counted(hard_factor, lambda z: _cross_entropy(z, labels), student)
+    soft_factor = _factor(call.soft_weight, call.soft_scale, student)
+    hard_factor = _factor(call.hard_weight, call.hard_scale, student)
+    values = _counted(soft_factor, lambda z, t: _divergence(z, t, loss, call.temperature), student, teacher)
+    if call.labels is not None:
+        values = values + _counted(hard_factor, lambda z: _cross_entropy(z, call.labels), student)
     return values
 
 
@@ -63,13 +53,12 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
     return (half - half.detach().amax(-1, keepdim=True)) / (0.5 * temperature)
 
 
-def trilateral(
-    student: Tensor, teacher: Tensor, labels: Tensor, class_mean: Tensor | None, *, squared: bool, ignore_index: int
-) -> Tensor:
+def trilateral(student: Tensor, teacher: Tensor, class_mean: Tensor | None, call: calls.Trilateral) -> Tensor:
     """The distances of `KernelBackend.trilateral`, (rows, 3) or (rows, 5), differentiable in the student."""
     compute = accumulation_dtype(student, teacher)
     vocab = student.shape[-1]
-    counted, inside = labels != ignore_index, (labels >= 0) & (labels < vocab)
+    labels = call.labels
+    counted, inside = labels != call.ignore_index, (labels >= 0) & (labels < vocab)
     label = torch.where(inside, labels, 0)
     s, p = (F.softmax(torch.where(counted.unsqueeze(-1), x.to(compute), 0.0), dim=-1) for x in (student, teacher))
     g = (label.unsqueeze(-1) == torch.arange(vocab, device=label.device)).to(compute)  # one_hot would read values
@@ -77,7 +66,7 @@ def trilateral(
     if class_mean is not None:
         mean = class_mean.to(compute)[label]
         edges += [s - mean, mean - g]
-    if squared:
+    if call.squared:
         distances = torch.stack([edge.square().sum(-1) for edge in edges], dim=-1)
     else:
         distances = torch.stack([_length(edge) for edge in edges], dim=-1)
@@ -95,10 +84,10 @@ def _length(edge: Tensor) -> Tensor:
     return torch.where(zero, 0.0, length)
 
 
-def softmax(logits: Tensor, *, temperature: float, log: bool) -> Tensor:
+def softmax(logits: Tensor, call: calls.Softmax) -> Tensor:
     """softmax(logits / temperature) or its logarithm over the last dimension, in the dtype of the logits."""
-    scaled = _tempered(logits.to(accumulation_dtype(logits)), temperature)
-    return (F.log_softmax(scaled, dim=-1) if log else F.softmax(scaled, dim=-1)).to(logits.dtype)
+    scaled = _tempered(logits.to(accumulation_dtype(logits)), call.temperature)
+    return (F.log_softmax(scaled, dim=-1) if call.log else F.softmax(scaled, dim=-1)).to(logits.dtype)
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:

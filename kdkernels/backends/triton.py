@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..kernels import config
 from ..losses import LOSSES
-from . import launch
+from . import calls, launch
 
 OLDEST_TRITON = (3, 6)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -48,21 +48,7 @@ def unsupported(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | 
     return None
 
 
-def divergence(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    soft_weight: Tensor | None,
-    hard_weight: Tensor | None,
-    gradient: Tensor | None,
-    *,
-    loss: str,
-    parameter: float,
-    table: Tensor | None,
-    temperature: float,
-    soft_scale: float,
-    hard_scale: float,
-) -> Tensor:
+def divergence(student: Tensor, teacher: Tensor, gradient: Tensor | None, call: calls.Divergence) -> Tensor:
     """The row values, (rows,) float32, and their gradient into `gradient`; see `KernelBackend.divergence`."""
     from ..kernels.divergence_resident import divergence_resident
     from ..kernels.divergence_row import PerRow, Scalars, Strides, Tensors
@@ -71,15 +57,15 @@ def divergence(
 
     rows, vocab = student.shape
     value = torch.empty(rows, dtype=torch.float32, device=student.device)
-    vectors = (None if vector is None else vector.contiguous() for vector in (labels, soft_weight, hard_weight))
+    table = call.table
     tensors = Tensors(student, teacher, gradient)
     arguments = (
         tensors,
         Strides(*launch.strides(tensors)),
-        PerRow(value, *vectors),
-        Scalars(1.0 / temperature, float(parameter), float(soft_scale), float(hard_scale)),
+        PerRow(value, call.labels, call.soft_weight, call.hard_weight),
+        Scalars(1.0 / call.temperature, float(call.parameter), float(call.soft_scale), float(call.hard_scale)),
     )
-    term = {"TERM": LOSSES[loss].term, "BALANCED": LOSSES[loss].balanced}
+    term = {"TERM": LOSSES[call.loss].term, "BALANCED": LOSSES[call.loss].balanced}
     per_class = table is not None and table.shape[1] > 1
     kernels = (split_sums, split_terms, split_finish)
     if not per_class and launch.over_parts(config.SPLIT, kernels, arguments, _table(table), tensors, term):
@@ -103,25 +89,25 @@ def _table(table: Tensor | None) -> Any:
     return Table(table, width, constexpr(orders), constexpr(width > 1))
 
 
-def softmax(logits: Tensor, output: Tensor, *, temperature: float, log: bool) -> None:
+def softmax(logits: Tensor, output: Tensor, call: calls.Softmax) -> None:
     """output = softmax(logits / temperature) or its logarithm, row by row."""
     from ..kernels.softmax import softmax_resident, softmax_streaming
 
     rows, vocab = logits.shape
-    arguments = (logits, output, logits.stride(0), output.stride(0), 1.0 / temperature, rows, vocab)
+    arguments = (logits, output, logits.stride(0), output.stride(0), 1.0 / call.temperature, rows, vocab)
     row = config.choose(config.SOFTMAX, vocab)
-    launch.over_rows(row, softmax_resident, softmax_streaming, arguments, (logits, output), {"LOG": log})
+    launch.over_rows(row, softmax_resident, softmax_streaming, arguments, (logits, output), {"LOG": call.log})
 
 
-def softmax_backward(upstream: Tensor, output: Tensor, gradient: Tensor, *, temperature: float, log: bool) -> None:
+def softmax_backward(upstream: Tensor, output: Tensor, gradient: Tensor, call: calls.Softmax) -> None:
     """gradient = the derivative of `softmax` at `output`, contracted with `upstream`."""
     from ..kernels.softmax import softmax_backward_resident, softmax_backward_streaming
 
     rows, vocab = output.shape
     tensors = (upstream, output, gradient)
-    arguments = (tensors, launch.strides(tensors), 1.0 / temperature, rows, vocab)
+    arguments = (tensors, launch.strides(tensors), 1.0 / call.temperature, rows, vocab)
     row = config.choose(config.SOFTMAX_BACKWARD, vocab)
-    launch.over_rows(row, softmax_backward_resident, softmax_backward_streaming, arguments, tensors, {"LOG": log})
+    launch.over_rows(row, softmax_backward_resident, softmax_backward_streaming, arguments, tensors, {"LOG": call.log})
 
 
 def scale_rows(gradient: Tensor, factor: Tensor) -> None:
@@ -139,14 +125,7 @@ def _exact(**meta: Any) -> dict[str, Any]:
 
 
 def trilateral(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    class_mean: Tensor | None,
-    statistics: Tensor | None,
-    *,
-    squared: bool,
-    ignore_index: int,
+    student: Tensor, teacher: Tensor, class_mean: Tensor | None, statistics: Tensor | None, call: calls.Trilateral
 ) -> Tensor:
     """The distances, (rows, 3) or (rows, 5) float32; see `KernelBackend.trilateral`."""
     from ..kernels.geometry import trilateral_resident, trilateral_streaming
@@ -155,31 +134,28 @@ def trilateral(
     rows, vocab = student.shape
     distances = torch.empty(rows, 3 if class_mean is None else 5, dtype=torch.float32, device=student.device)
     tensors = Tensors(student, teacher, class_mean, None)
-    per_row = PerRow(labels, distances, statistics, None)
-    arguments = (tensors, Strides(*launch.strides(tensors)), per_row, ignore_index, rows, vocab)
+    per_row = PerRow(call.labels, distances, statistics, None)
+    arguments = (tensors, Strides(*launch.strides(tensors)), per_row, call.ignore_index, rows, vocab)
     row = config.choose(config.TRILATERAL, vocab)
-    launch.over_rows(row, trilateral_resident, trilateral_streaming, arguments, tensors, _exact(SQUARED=squared))
+    launch.over_rows(row, trilateral_resident, trilateral_streaming, arguments, tensors, _exact(SQUARED=call.squared))
     return distances
 
 
 def trilateral_backward(
     student: Tensor,
     teacher: Tensor,
-    labels: Tensor,
     class_mean: Tensor | None,
     statistics: Tensor,
     distances: Tensor,
     upstream: Tensor,
     gradient: Tensor,
-    *,
-    squared: bool,
-    ignore_index: int,
+    call: calls.Trilateral,
 ) -> None:
     """gradient = the derivative of `trilateral` in the student, contracted with `upstream`."""
     from ..kernels.geometry import trilateral_backward as kernel
     from ..kernels.geometry_call import PerRow, Strides, Tensors
 
     tensors = Tensors(student, teacher, class_mean, gradient)
-    per_row = PerRow(labels, distances, statistics, upstream)
-    arguments = (tensors, Strides(*launch.strides(tensors)), per_row, ignore_index, *student.shape)
-    launch.over_tiles(config.TRILATERAL_BACKWARD, kernel, arguments, gradient, _exact(SQUARED=squared))
+    per_row = PerRow(call.labels, distances, statistics, upstream)
+    arguments = (tensors, Strides(*launch.strides(tensors)), per_row, call.ignore_index, *student.shape)
+    launch.over_tiles(config.TRILATERAL_BACKWARD, kernel, arguments, gradient, _exact(SQUARED=call.squared))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -99,7 +100,7 @@ class Loss:
 
 def in_open_unit_interval(name: str, value: float, at_zero: str, at_one: str) -> None:
     """Check 0 < value < 1; the message names what the loss becomes at either end."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):  # NumPy's scalars are Real too
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0.0 < value < 1.0:
         raise ValueError(f"{name} must lie strictly between 0 and 1 (0: {at_zero}; 1: {at_one}), got {value}")

@@ -1,7 +1,8 @@
 """The operators behind the public functions: allocation, autograd, and the registrations that tracers see."""
 
-from .divergence import Call, Scalars, divergence, values_and_gradient
-from .geometry import Edges, trilateral
+from . import divergence_operator  # noqa: F401 - registers
+from .divergence import divergence, values_and_gradient
+from .geometry import trilateral
 from .softmax import softmax
 
-__all__ = ["Call", "Edges", "Scalars", "divergence", "softmax", "trilateral", "values_and_gradient"]
+__all__ = ["divergence", "softmax", "trilateral", "values_and_gradient"]

@@ -6,166 +6,185 @@ Forward leaves ten numbers per row; with them backward is one walk over the logi
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from ..backends import KERNEL_BACKENDS, STATISTICS, traced
+from ..backends.calls import Trilateral
 from ..backends.reference import accumulation_dtype
-from ..rows import as_rows, uneven, written_rows
-from .shared import empty_gradient, followed, once, register
+from ..checks import operands
+from ..rows import as_rows, uneven, vector, written_rows
+from .shared import by_address, empty_gradient, first_order, register, watched
+from .wire import Wire
+
+WIRE = Wire(Trilateral)
 
 
-class Edges(NamedTuple):
-    """One call of the operator: everything but the student."""
-
-    teacher: Tensor
-    labels: Tensor
-    """(rows,) int64."""
-    class_mean: Tensor | None
-    squared: bool
-    ignore_index: int
-    vocab: int
-    backend: str
-
-    def piece(self, index: int, pieces: int) -> Edges:
-        """The part that belongs to ``student[index]``."""
-        rows = self.labels.shape[0] // pieces
-        return self._replace(teacher=self.teacher[index], labels=self.labels[index * rows : (index + 1) * rows])
-
-
-def trilateral(student: Tensor, edges: Edges) -> Tensor:
+def trilateral(student: Tensor, teacher: Tensor, class_mean: Tensor | None, call: Trilateral) -> Tensor:
     """Distances (..., 3), with a class mean (..., 5)."""
-    needs_gradient = student.requires_grad and torch.is_grad_enabled()
-    if traced(student, edges.teacher):
-        return torch.ops.kdkernels.trilateral.default(student, *edges, needs_gradient)[0]
-    if needs_gradient:
-        return _Trilateral.apply(student, edges)
-    return _trilateral(student, edges, None)
+    if traced(student, teacher, class_mean, call.labels):
+        return torch.ops.kdkernels.trilateral.default(student, teacher, class_mean, *WIRE.pack(call))[0]
+    if student.requires_grad and torch.is_grad_enabled():
+        return _Trilateral.apply(student, (teacher, class_mean, call))
+    return _walk(student, teacher, class_mean, call, None)
 
 
-def _trilateral(student: Tensor, edges: Edges, statistics: Tensor | None) -> Tensor:
-    columns = 3 if edges.class_mean is None else 5
-    if uneven(student) or uneven(edges.teacher):  # logits[:, :-1]: no single stride leads from row to row
-        pieces, rows = student.shape[0], math.prod(student.shape[1:-1])
-        parts = [None if statistics is None else statistics[i * rows : (i + 1) * rows] for i in range(pieces)]
-        return torch.stack([_trilateral(student[i], edges.piece(i, pieces), parts[i]) for i in range(pieces)])
-    distances = KERNEL_BACKENDS[edges.backend].trilateral(
-        as_rows(student, edges.vocab),
-        as_rows(edges.teacher, edges.vocab),
-        edges.labels.contiguous(),
-        _table(edges),
+def _walk(
+    student: Tensor, teacher: Tensor, class_mean: Tensor | None, call: Trilateral, statistics: Tensor | None
+) -> Tensor:
+    columns = 3 if class_mean is None else 5
+    if uneven(student) or uneven(teacher):  # logits[:, :-1]: no single stride leads from row to row
+        pieces = [
+            _walk(student[i], teacher[i], class_mean, part, None if statistics is None else statistics[rows])
+            for i, rows, part in _pieces(student, call)
+        ]
+        return torch.stack(pieces)
+    distances = KERNEL_BACKENDS[call.backend].trilateral(
+        as_rows(student, call.vocab),
+        as_rows(teacher, call.vocab),
+        None if class_mean is None else as_rows(class_mean, call.vocab),
         statistics,
-        squared=edges.squared,
-        ignore_index=edges.ignore_index,
+        WIRE.addressable(call),
     )
     return distances.view(*student.shape[:-1], columns)
 
 
-def _trilateral_backward(
-    student: Tensor, edges: Edges, statistics: Tensor, distances: Tensor, upstream: Tensor, gradient: Tensor
+def _walk_back(
+    student: Tensor,
+    teacher: Tensor,
+    class_mean: Tensor | None,
+    call: Trilateral,
+    statistics: Tensor,
+    distances: Tensor,
+    upstream: Tensor,
+    gradient: Tensor,
 ) -> None:
-    if uneven(student) or uneven(edges.teacher):
-        pieces, rows = student.shape[0], math.prod(student.shape[1:-1])
-        for i in range(pieces):
-            part = statistics[i * rows : (i + 1) * rows]
-            piece = edges.piece(i, pieces)
-            _trilateral_backward(student[i], piece, part, distances[i], upstream[i], gradient[i])
+    if uneven(student) or uneven(teacher):
+        for i, rows, part in _pieces(student, call):
+            edges = (distances[i], upstream[i], gradient[i])
+            _walk_back(student[i], teacher[i], class_mean, part, statistics[rows], *edges)
         return
-    KERNEL_BACKENDS[edges.backend].trilateral_backward(
-        as_rows(student, edges.vocab),
-        as_rows(edges.teacher, edges.vocab),
-        edges.labels.contiguous(),
-        _table(edges),
-        statistics,
-        distances.reshape(-1, distances.shape[-1]).contiguous(),
-        upstream.reshape(-1, upstream.shape[-1]).contiguous(),
-        written_rows(gradient, edges.vocab),
-        squared=edges.squared,
-        ignore_index=edges.ignore_index,
+    KERNEL_BACKENDS[call.backend].trilateral_backward(
+        as_rows(student, call.vocab),
+        as_rows(teacher, call.vocab),
+        None if class_mean is None else as_rows(class_mean, call.vocab),
+        vector(statistics),
+        vector(distances.reshape(-1, distances.shape[-1])),
+        vector(upstream.reshape(-1, upstream.shape[-1])),
+        written_rows(gradient, call.vocab),
+        WIRE.addressable(call),
     )
 
 
-def _table(edges: Edges) -> Tensor | None:
-    return None if edges.class_mean is None else as_rows(edges.class_mean, edges.vocab)
+def _pieces(student: Tensor, call: Trilateral) -> list[tuple[int, slice, Trilateral]]:
+    """For each student[i]: i, its rows among all, its part of the call."""
+    rows = math.prod(student.shape[1:-1])
+    slices = [slice(i * rows, (i + 1) * rows) for i in range(student.shape[0])]
+    return [(i, each, WIRE.piece(call, each)) for i, each in enumerate(slices)]
 
 
-def _empty_statistics(student: Tensor, edges: Edges) -> Tensor:
-    dtype = accumulation_dtype(student, edges.teacher)
+def _empty_statistics(student: Tensor, teacher: Tensor) -> Tensor:
+    dtype = accumulation_dtype(student, teacher)
     return student.new_empty((math.prod(student.shape[:-1]), STATISTICS), dtype=dtype)
 
 
 class _Trilateral(Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, edges: Edges) -> Tensor:
-        statistics = _empty_statistics(student, edges)
-        distances = _trilateral(student, edges, statistics)
-        ctx.edges = edges
-        ctx.save_for_backward(student, statistics, distances, *(each for each in edges[:3] if followed(each)))
+    def forward(ctx: Any, student: Tensor, rest: tuple[Tensor, Tensor | None, Trilateral]) -> Tensor:
+        teacher, class_mean, call = rest
+        statistics = _empty_statistics(student, teacher)
+        distances = _walk(student, teacher, class_mean, call, statistics)
+        ctx.call = WIRE.without_tensors(call)
+        inputs = map(watched, (teacher, class_mean, *call[: WIRE.tensors]))
+        ctx.save_for_backward(student, statistics, distances, *inputs)
         return distances
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple:
-        student, statistics, distances, *_ = ctx.saved_tensors
-        gradient = empty_gradient(student)
-        arguments = (ctx.edges, statistics, distances.detach(), upstream.detach(), gradient)
-        _trilateral_backward(student.detach(), *arguments)
-        return once(gradient, student), None
+        saved = ctx.saved_tensors
+        return first_order(saved[0], _made_gradient, ctx.call, upstream, *saved), None
 
 
-def _operator(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    edges, needs_gradient = Edges(*arguments[:-1]), arguments[-1]
-    statistics = _empty_statistics(student, edges) if needs_gradient else None
-    distances = _trilateral(student, edges, statistics)
-    return distances, student.new_empty(0) if statistics is None else statistics
-
-
-def _operator_fake(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    edges, needs_gradient = Edges(*arguments[:-1]), arguments[-1]
-    dtype = accumulation_dtype(student, edges.teacher)
-    distances = student.new_empty((*student.shape[:-1], 3 if edges.class_mean is None else 5), dtype=dtype)
-    return distances, _empty_statistics(student, edges) if needs_gradient else student.new_empty(0)
-
-
-def _operator_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    student, *arguments = inputs
-    edges = Edges(*arguments[:-1])
-    ctx.set_materialize_grads(False)
-    ctx.rest = edges[3:]
-    ctx.save_for_backward(student, *edges[:3], *output)
-
-
-def _operator_backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple:
-    nothing = (None,) * (len(Edges._fields) + 1)
-    if upstream is None:
-        return None, *nothing
-    student, *tensors, distances, statistics = ctx.saved_tensors
-    gradient = torch.ops.kdkernels.trilateral_backward.default(
-        student.detach(), *tensors, *ctx.rest, statistics, distances.detach(), upstream.detach()
-    )
-    return once(gradient, student), *nothing
-
-
-def _backward_operator(student: Tensor, *arguments: Any) -> Tensor:
+def _made_gradient(
+    settings: Trilateral,
+    upstream: Tensor,
+    student: Tensor,
+    statistics: Tensor,
+    distances: Tensor,
+    teacher: Tensor,
+    class_mean: Tensor | None,
+    *tensors: Tensor | None,
+) -> Tensor:
+    sides, rows = (student, teacher, class_mean), (statistics, distances, upstream)
+    call = WIRE.with_tensors(settings, tensors)
+    if not by_address(upstream, *sides, statistics, distances, *tensors):
+        return torch.ops.kdkernels.trilateral_backward.default(*sides, *WIRE.pack(call), *rows)
     gradient = empty_gradient(student)
-    fields = len(Edges._fields)
-    _trilateral_backward(student, Edges(*arguments[:fields]), *arguments[fields:], gradient)
+    _walk_back(*sides, call, *rows, gradient)
     return gradient
 
 
-_EDGES = "Tensor teacher, Tensor labels, Tensor? class_mean, bool squared, int ignore_index, SymInt vocab, str backend"
+def _operator(student: Tensor, teacher: Tensor, class_mean: Tensor | None, *packed: Any) -> tuple[Tensor, Tensor]:
+    call = WIRE.unpack(packed)
+    operands.trilateral(student, teacher, class_mean, call)
+    operands.runs(call.backend, student, teacher)
+    statistics = _empty_statistics(student, teacher)
+    return _walk(student, teacher, class_mean, call, statistics), statistics
+
+
+def _operator_fake(student: Tensor, teacher: Tensor, class_mean: Tensor | None, *packed: Any) -> tuple[Tensor, Tensor]:
+    operands.trilateral(student, teacher, class_mean, WIRE.unread(packed))
+    statistics = _empty_statistics(student, teacher)
+    return statistics.new_empty((*student.shape[:-1], 3 if class_mean is None else 5)), statistics
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    tensors = WIRE.tensors + 3
+    ctx.rest = inputs[tensors:]
+    ctx.save_for_backward(inputs[0], *map(watched, inputs[1:tensors]), *output)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple:
+    nothing = (None,) * (WIRE.arguments + 2)
+    if upstream is None:
+        return None, *nothing
+    student, *tensors, distances, statistics = ctx.saved_tensors
+    arguments = (student, *tensors, *ctx.rest, statistics, distances, upstream)
+    return first_order(student, torch.ops.kdkernels.trilateral_backward.default, *arguments), *nothing
+
+
+def _backward_operator(student: Tensor, teacher: Tensor, class_mean: Tensor | None, *arguments: Any) -> Tensor:
+    *packed, statistics, distances, upstream = arguments
+    call = WIRE.unpack(tuple(packed))
+    operands.trilateral_backward(student, teacher, class_mean, call, statistics, distances, upstream)
+    operands.runs(call.backend, student, teacher)
+    gradient = empty_gradient(student)
+    _walk_back(student, teacher, class_mean, call, statistics, distances, upstream, gradient)
+    return gradient
+
+
+def _backward_fake(student: Tensor, teacher: Tensor, class_mean: Tensor | None, *arguments: Any) -> Tensor:
+    *packed, statistics, distances, upstream = arguments
+    call = WIRE.unread(tuple(packed))
+    operands.trilateral_backward(student, teacher, class_mean, call, statistics, distances, upstream)
+    return empty_gradient(student)
+
+
+_ARGUMENTS = f"(Tensor student, Tensor teacher, Tensor? class_mean, {WIRE.schema}"
 
 register(
-    f"trilateral(Tensor student, {_EDGES}, bool needs_gradient) -> (Tensor, Tensor)",
+    f"trilateral{_ARGUMENTS}) -> (Tensor, Tensor)",
     _operator,
     fake=_operator_fake,
-    backward=_operator_backward,
-    setup_context=_operator_setup,
+    backward=_backward,
+    setup_context=_setup,
 )
 register(
-    f"trilateral_backward(Tensor student, {_EDGES}, Tensor statistics, Tensor distances, Tensor upstream) -> Tensor",
+    f"trilateral_backward{_ARGUMENTS}, Tensor statistics, Tensor distances, Tensor upstream) -> Tensor",
     _backward_operator,
-    fake=lambda student, *_: empty_gradient(student),
+    fake=_backward_fake,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..backends import traced, transformed
+
+_is_batch = torch._C._functorch.is_legacy_batchedtensor  # what is_grads_batched=True makes of upstream gradients
 _DEVICES = ("CPU", "CUDA", "XPU")
 # What is registered lies with torch and not in this module. An operator lives as long as the process, and traced and
 # compiled graphs point at it: when this package is imported again (after its modules were purged, an import that was
@@ -17,13 +21,31 @@ _DEVICES = ("CPU", "CUDA", "XPU")
 _OPERATORS: dict[str, SimpleNamespace] = vars(torch.library).setdefault("_kdkernels_operators", {})
 
 
-def contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def by_address(upstream: Tensor, *saved: Tensor | None) -> bool:
+    """Whether a backward pass may hand these to a kernel. If not, a tracer, a subclass or a batch of upstream gradients
+    is behind one of them, and the registered operators know what to do."""
+    return not (_is_batch(upstream) or transformed() or traced(upstream, *saved))
 
 
-def followed(tensor: Tensor | None) -> bool:
-    """Whether autograd can watch over a tensor that backward will read: not over an inference tensor."""
-    return tensor is not None and not tensor.is_inference()
+def watched(tensor: Tensor | None) -> Tensor | None:
+    """What backward will read, in a form that autograd watches over: of an inference tensor a copy."""
+    if tensor is None:
+        return None
+    if _compiled_from_inference():
+        return torch.ops.kdkernels.copy.default(tensor)
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _compiled_from_inference() -> bool:
+    """Whether a compiler is tracing and one of the tensors that it started from is an inference tensor.
+
+    Its fake tensors do not tell which. It would save the graph's input in place of a clone of it: hence an operator.
+    """
+    context = torch._guards.TracingContext.try_get()
+    if context is None or context.fake_mode is None:
+        return False
+    seen = context.fake_mode.fake_tensor_converter.meta_converter.describer.lookup_tensor
+    return any(real.is_inference() for real in list(seen))
 
 
 def empty_gradient(student: Tensor) -> Tensor:
@@ -62,9 +84,16 @@ class _Once(Function):
         )
 
 
-def once(gradient: Tensor, anchor: Tensor) -> Tensor:
-    """`anchor` ties the gradient to the student in the graph: a second derivative finds its way to the error."""
-    return _Once.apply(gradient, anchor) if torch.is_grad_enabled() else gradient
+def first_order(anchor: Tensor, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """make(*arguments), a gradient, outside of the graph that create_graph=True builds.
+
+    There `anchor` ties it to the student, so that a second derivative finds its way to the error.
+    """
+    if not torch.is_grad_enabled():
+        return make(*arguments)
+    with torch.no_grad():
+        gradient = make(*arguments)
+    return _Once.apply(gradient, anchor)
 
 
 def register(
@@ -74,10 +103,12 @@ def register(
     fake: Callable,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
+    differentiable: Callable | None = None,
 ) -> None:
     """torch.ops.kdkernels.<name>: one implementation for every device, what it looks like, how it derives."""
     name = schema[: schema.index("(")]
     given = {"implementation": implementation, "fake": fake, "backward": backward, "setup_context": setup_context}
+    given["differentiable"] = differentiable
     functions = {part: function for part, function in given.items() if function is not None}
     form = (schema, *functions)
     operator = _OPERATORS.get(name)
@@ -102,3 +133,34 @@ def _define(library: torch.library.Library, name: str, schema: str, *parts: str)
     if "backward" in calls:
         setup_context = calls.get("setup_context")
         torch.library.register_autograd(qualified, calls["backward"], setup_context=setup_context, lib=library)
+    operator = getattr(torch.ops.kdkernels, name).default
+    if "differentiable" in calls:
+        library.impl(name, _above_autograd(operator, calls["differentiable"]), "Autograd", with_keyset=True)
+    torch.library.register_vmap(operator, functools.partial(_one_by_one, operator), lib=library)
+
+
+def _above_autograd(operator: Any, differentiable: Callable) -> Callable:
+    """``differentiable(below, *arguments)`` runs above autograd; below(*arguments) is the operator without it."""
+
+    def kernel(keys: Any, *arguments: Any) -> Any:
+        def below(*given: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.redispatch(keys & torch._C._after_autograd_keyset, *given)
+
+        return differentiable(below, *arguments)
+
+    return kernel
+
+
+def _one_by_one(operator: Any, info: Any, dims: tuple, *arguments: Any) -> tuple:
+    """vmap over an operator, which batched gradients are made of: one call for each of the batch."""
+    results = []
+    for index in range(info.batch_size):
+        batch = zip(arguments, dims, strict=True)
+        results.append(operator(*(each if dim is None else each.select(dim, index) for each, dim in batch)))
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+
+register("copy(Tensor tensor) -> Tensor", torch.clone, fake=torch.empty_like)

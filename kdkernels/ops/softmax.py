@@ -9,71 +9,102 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..backends import KERNEL_BACKENDS, traced
+from ..backends.calls import Softmax
+from ..checks import operands
 from ..rows import as_rows
-from .shared import empty_gradient, in_tensor, once, register
+from .shared import by_address, empty_gradient, first_order, register
+from .wire import Wire
+
+WIRE = Wire(Softmax)
 
 
-def softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Tensor:
+def softmax(logits: Tensor, call: Softmax) -> Tensor:
     """softmax or log_softmax, differentiable once."""
     if traced(logits):
-        return torch.ops.kdkernels.softmax.default(logits, in_tensor(temperature), log, backend)
+        return torch.ops.kdkernels.softmax.default(logits, *WIRE.pack(call))
     if logits.requires_grad and torch.is_grad_enabled():
-        return _Softmax.apply(logits, temperature, log, backend)
-    return _softmax(logits, temperature, log, backend)
+        return _Softmax.apply(logits, call)
+    return _walk(logits, call)
 
 
-def _softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Tensor:
+def _walk(logits: Tensor, call: Softmax) -> Tensor:
     output = empty_gradient(logits)
-    columns = logits.shape[-1]
-    rows = output.view(-1, columns)
-    KERNEL_BACKENDS[backend].softmax(as_rows(logits, columns), rows, temperature=temperature, log=log)
+    KERNEL_BACKENDS[call.backend].softmax(as_rows(logits, None), output.view(-1, output.shape[-1]), call)
     return output
 
 
-def _softmax_backward(upstream: Tensor, output: Tensor, temperature: float, log: bool, backend: str) -> Tensor:
+def _walk_back(upstream: Tensor, output: Tensor, call: Softmax) -> Tensor:
     gradient = empty_gradient(output)
-    columns = output.shape[-1]
-    rows = (as_rows(upstream, columns), as_rows(output, columns), gradient.view(-1, columns))
-    KERNEL_BACKENDS[backend].softmax_backward(*rows, temperature=temperature, log=log)
+    rows = (as_rows(upstream, None), as_rows(output, None), gradient.view(-1, gradient.shape[-1]))
+    KERNEL_BACKENDS[call.backend].softmax_backward(*rows, call)
     return gradient
 
 
 class _Softmax(Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, *arguments: Any) -> Tensor:
-        output = _softmax(logits, *arguments)
-        ctx.arguments = arguments
+    def forward(ctx: Any, logits: Tensor, call: Softmax) -> Tensor:
+        output = _walk(logits, call)
+        ctx.call = call
         ctx.save_for_backward(output)
         return output
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple:
         (output,) = ctx.saved_tensors
-        with torch.no_grad():
-            gradient = _softmax_backward(upstream, output, *ctx.arguments)
-        return once(gradient, output), None, None, None
+        return first_order(output, _made_gradient, upstream, output, ctx.call), None
 
 
-def _operator_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    _, scalars, *ctx.rest = inputs
-    ctx.save_for_backward(output, scalars)
+def _made_gradient(upstream: Tensor, output: Tensor, call: Softmax) -> Tensor:
+    if by_address(upstream, output):
+        return _walk_back(upstream, output, call)
+    return torch.ops.kdkernels.softmax_backward.default(upstream, output, *WIRE.pack(call))
 
 
-def _operator_backward(ctx: Any, upstream: Tensor) -> tuple:
-    output, scalars = ctx.saved_tensors
-    gradient = torch.ops.kdkernels.softmax_backward.default(upstream.detach(), output.detach(), scalars, *ctx.rest)
-    return once(gradient, output), None, None, None
+def _operator(logits: Tensor, *packed: Any) -> Tensor:
+    call = WIRE.unpack(packed)
+    operands.softmax(logits)
+    operands.runs(call.backend, logits)
+    return _walk(logits, call)
+
+
+def _operator_fake(logits: Tensor, *_: Any) -> Tensor:
+    operands.softmax(logits)
+    return empty_gradient(logits)
+
+
+def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.rest = inputs[1:-1]
+    ctx.save_for_backward(output, inputs[-1])
+
+
+def _backward(ctx: Any, upstream: Tensor) -> tuple:
+    output, numbers = ctx.saved_tensors
+    arguments = (upstream, output, *ctx.rest, numbers)
+    gradient = first_order(output, torch.ops.kdkernels.softmax_backward.default, *arguments)
+    return gradient, *(None,) * WIRE.arguments
+
+
+def _backward_operator(upstream: Tensor, output: Tensor, *packed: Any) -> Tensor:
+    call = WIRE.unpack(packed)
+    operands.softmax_backward(upstream, output)
+    operands.runs(call.backend, output)
+    return _walk_back(upstream, output, call)
+
+
+def _backward_fake(upstream: Tensor, output: Tensor, *_: Any) -> Tensor:
+    operands.softmax_backward(upstream, output)
+    return empty_gradient(output)
 
 
 register(
-    "softmax(Tensor logits, Tensor temperature, bool log, str backend) -> Tensor",
-    lambda logits, temperature, *rest: _softmax(logits, temperature.item(), *rest),
-    fake=lambda logits, *_: empty_gradient(logits),
-    backward=_operator_backward,
-    setup_context=_operator_setup,
+    f"softmax(Tensor logits, {WIRE.schema}) -> Tensor",
+    _operator,
+    fake=_operator_fake,
+    backward=_backward,
+    setup_context=_setup,
 )
 register(
-    "softmax_backward(Tensor upstream, Tensor output, Tensor temperature, bool log, str backend) -> Tensor",
-    lambda upstream, output, temperature, *rest: _softmax_backward(upstream, output, temperature.item(), *rest),
-    fake=lambda upstream, output, *_: empty_gradient(output),
+    f"softmax_backward(Tensor upstream, Tensor output, {WIRE.schema}) -> Tensor",
+    _backward_operator,
+    fake=_backward_fake,
 )

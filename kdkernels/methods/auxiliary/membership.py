@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import ops
 from ...backends import reference, resolve
+from ...backends.calls import Divergence
 from ...losses import ForwardKL
 
 _LOSS = ForwardKL()
@@ -21,14 +22,12 @@ def membership_divergence(
     """
     weight = None if others is None else others.to(u.dtype)
     name = resolve("auto", u.device, (u.dtype, teacher.dtype))
+    call = Divergence(soft_weight=weight, loss=_LOSS.name, temperature=kappa, soft_scale=beta, backend=name)
     if name == "reference":
         with torch.set_grad_enabled(differentiate):
             leaf = u.detach().requires_grad_(differentiate)
-            rows = (weight, None, beta, 0.0)
-            values = reference.divergence(leaf, teacher, None, *rows, loss=_LOSS, temperature=kappa)
+            values = reference.divergence(leaf, teacher, call, _LOSS)
             return values.detach(), torch.autograd.grad(values.sum(), leaf)[0] if differentiate else None
-    scalars = ops.Scalars(_LOSS.parameter(), kappa, beta, 0.0)
-    call = ops.Call(teacher, None, weight, None, None, scalars, _LOSS.name, u.shape[1], False)
     if differentiate:
-        return ops.values_and_gradient(u, call, name)
-    return ops.divergence(u, call, False, name), None
+        return ops.values_and_gradient(u, teacher, call)
+    return ops.divergence(u, teacher, call), None
