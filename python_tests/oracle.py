@@ -140,16 +140,23 @@ def eager(
     temperature: float = 1.0,
     labels: Tensor | None = None,
     alpha: float = 1.0,
+    device: str = "cpu",
 ) -> Answer:
-    """The same as a PyTorch user would compose it at that dtype: half precisions are softmaxed in float32."""
+    """The same as a PyTorch user would compose it at that dtype: half precisions are softmaxed in float32.
+
+    By PyTorch's kernels of that device: on a GPU they round otherwise than on a CPU.
+    """
     compute = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    student, teacher, labels, alpha = (
+        x.to(device) if isinstance(x, Tensor) else x for x in (student, teacher, labels, alpha)
+    )
     leaf = student.detach().clone().requires_grad_()
     log_q, log_p = ((logits.to(compute) / temperature).log_softmax(-1) for logits in (leaf, teacher))
     values = temperature**2 * _composed(loss, log_q, log_p).sum(-1)
     if labels is not None:
         values = alpha * values + (1 - alpha) * F.cross_entropy(leaf.to(compute), labels, reduction="none")
     values.sum().backward()
-    return Answer(values.detach().double(), leaf.grad.double())
+    return Answer(values.detach().cpu().double(), leaf.grad.cpu().double())
 
 
 def _composed(loss: kd.Loss, log_q: Tensor, log_p: Tensor) -> Tensor:

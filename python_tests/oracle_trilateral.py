@@ -102,9 +102,13 @@ def eager(
     upstream: Tensor,
     class_mean: Tensor | None = None,
     squared: bool = False,
+    device: str = "cpu",
 ) -> Answer:
-    """The same as a PyTorch user would compose it at that dtype: half precisions are softmaxed in float32."""
+    """The same as a PyTorch user would compose it at that dtype, by PyTorch's kernels of that device: half precisions
+    are softmaxed in float32."""
     compute = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    given = (student, teacher, labels, upstream, class_mean)
+    student, teacher, labels, upstream, class_mean = (x if x is None else x.to(device) for x in given)
     leaf = student.detach().clone().requires_grad_()
     s, p = (logits.to(compute).softmax(-1) for logits in (leaf, teacher))
     g = F.one_hot(labels, student.shape[-1]).to(compute)
@@ -115,4 +119,4 @@ def eager(
     values = [(a - b).square().sum(-1) if squared else (a - b).norm(dim=-1) for a, b in pairs]
     values = torch.stack(values, -1)
     (values * upstream.to(compute)).sum().backward()
-    return Answer(values.detach().double(), leaf.grad.double())
+    return Answer(values.detach().cpu().double(), leaf.grad.cpu().double())

@@ -118,7 +118,7 @@ def test_half_precision_close_to_the_teacher(where, loss):
         student.to(where.device),
     )
     # The reference is eager PyTorch in float32, whose rounded logarithms may leave it further off.
-    peer = (eager(loss, student, teacher).values - answer.values).abs()
+    peer = (eager(loss, student, teacher, device=where.device).values - answer.values).abs()
     error = (values.cpu().double() - answer.values).abs()
     assert bool((error <= peer + 2e-7 + 1e-3 * answer.values.abs()).all()), float(error.max())
     undecided = torch.as_tensor(answer.slack).norm() / answer.gradient.norm()

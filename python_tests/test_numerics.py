@@ -48,19 +48,19 @@ def inputs(shape, dtypes):
 
 
 @lru_cache(maxsize=512)
-def answers(loss, shape, dtypes):
-    """(float64, eager PyTorch, what rounding is measured by), all on the CPU and shared by all backends."""
+def answers(loss, shape, dtypes, device):
+    """(float64, eager PyTorch on the device, what rounding is measured by), shared by all backends."""
     student, teacher, _ = inputs(shape, dtypes)
     return (
         divergence(loss, student, teacher, TEMPERATURE),
-        eager(loss, student, teacher, TEMPERATURE),
+        eager(loss, student, teacher, TEMPERATURE, device=device),
         scale(student, teacher, TEMPERATURE, loss),
     )
 
 
 def check_divergence(target, loss, shape, dtypes):
     student, teacher, _ = inputs(shape, dtypes)
-    answer, peer, size = answers(loss, shape, dtypes)
+    answer, peer, size = answers(loss, shape, dtypes, target.device)
     options = {"temperature": TEMPERATURE, "backend": target.backend}
     student, teacher = student.to(target.device), teacher.to(target.device)
     compute = arithmetic(student, teacher)
@@ -120,7 +120,7 @@ def test_coefficients_per_class_of_a_large_vocabulary(target, dtypes):
 def check_distillation(target, loss, shape, dtypes):
     student, teacher, labels = inputs(shape, dtypes)
     answer = distillation(loss, student, teacher, labels, 0.3, TEMPERATURE)
-    peer = eager(loss, student, teacher, TEMPERATURE, labels, 0.3)
+    peer = eager(loss, student, teacher, TEMPERATURE, labels, 0.3, target.device)
     size = scale(student, teacher, TEMPERATURE, loss).times(0.3).plus(scale(student, student).times(0.7))
     size.gradient[torch.arange(shape[0]), labels] += 0.7  # the label's element rounds the 1 that it subtracts
     student, teacher, labels = student.to(target.device), teacher.to(target.device), labels.to(target.device)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cases import DEFAULT_LOSSES, F32, F64, logits, name_of, value_and_gradient
+from cases import DEFAULT_LOSSES, F32, F64, logits, name_of, on, value_and_gradient
 
 import kdkernels as kd
 
@@ -89,8 +89,9 @@ def test_repeated_calls_give_the_same_bits(where):
 
 def test_concurrent_calls(where):
     """Several Python threads at once, each with a loss of its own: the interpreter lock is not what protects them."""
-    wanted = {loss: run(where, loss) for loss in DEFAULT_LOSSES}
-    calls = [loss for _ in range(8) for loss in DEFAULT_LOSSES]
+    losses = [on(where.device, loss) for loss in DEFAULT_LOSSES]
+    wanted = {loss: run(where, loss) for loss in losses}
+    calls = [loss for _ in range(8) for loss in losses]
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda loss: run(where, loss), calls))
     for loss, result in zip(calls, got, strict=True):

@@ -50,18 +50,18 @@ def inputs(shape, dtypes, means):
 
 
 @lru_cache(maxsize=256)
-def answers(shape, dtypes, means, squared):
-    """(float64, what rounding is measured by, eager PyTorch), shared by all backends."""
+def answers(shape, dtypes, means, squared, device):
+    """(float64, what rounding is measured by, eager PyTorch on the device), shared by all backends."""
     student, teacher, labels, upstream, table = inputs(shape, dtypes, means)
     arguments = (student, teacher, labels, upstream, table, squared)
-    return *trilateral(*arguments), eager(*arguments)
+    return *trilateral(*arguments), eager(*arguments, device)
 
 
 def check(target, shape, dtypes, means, squared):
     student, teacher, labels, upstream, table = (
         x if x is None else x.to(target.device) for x in inputs(shape, dtypes, means)
     )
-    answer, size, peer = answers(shape, dtypes, means, squared)
+    answer, size, peer = answers(shape, dtypes, means, squared, target.device)
     compute = arithmetic(student, teacher)
     leaf = student.detach().requires_grad_()
     got = kd.trilateral_distances(leaf, teacher, labels, table, squared, backend=target.backend)
@@ -104,7 +104,7 @@ def test_each_distance_alone(target, which, squared):
     student, teacher, labels, upstream, table = inputs((19, 113), (F32, F32), F32)
     upstream = torch.where(torch.arange(5) == which, upstream, 0.0)
     arguments = (student, teacher, labels, upstream, table, squared)
-    (answer, size), peer = trilateral(*arguments), eager(*arguments)
+    (answer, size), peer = trilateral(*arguments), eager(*arguments, target.device)
     leaf = student.to(target.device, copy=True).requires_grad_()
     rest = (x.to(target.device) for x in (teacher, labels, table))
     got = kd.trilateral_distances(leaf, *rest, squared, backend=target.backend)

@@ -30,7 +30,7 @@ def check(target, student, teacher, labels, table=None, squared=False, which=Non
     if which is not None:
         upstream = torch.where(torch.arange(columns) == which, upstream, 0.0)
     arguments = (student, teacher, labels, upstream, table, squared)
-    (answer, size), peer = trilateral(*arguments), eager(*arguments)
+    (answer, size), peer = trilateral(*arguments), eager(*arguments, target.device)
     values, gradient = run(target, student, teacher, labels, table, squared, upstream)
     assert bool(values.isfinite().all())
     assert bool(gradient.isfinite().all())
@@ -138,7 +138,7 @@ def test_student_close_to_the_teacher(target, distance, upstream, squared):
     student = teacher + distance * logits(5, 1000, seed=3)
     upstream = torch.tensor([upstream] * 5)
     arguments = (student, teacher, labels, upstream, None, squared)
-    (answer, size), peer = trilateral(*arguments), eager(*arguments)
+    (answer, size), peer = trilateral(*arguments), eager(*arguments, target.device)
     values, gradient = run(target, student, teacher, labels, None, squared, upstream)
     check_distances(values, answer, peer, size, F32)
     error, lent = gradient.double() - answer.gradient, peer.gradient - answer.gradient

@@ -70,7 +70,7 @@ def trilateral(student: Tensor, teacher: Tensor, class_mean: Tensor | None, call
         distances = torch.stack([edge.square().sum(-1) for edge in edges], dim=-1)
     else:
         distances = torch.stack([_length(edge) for edge in edges], dim=-1)
-    distances = torch.where((inside & counted).unsqueeze(-1), distances, torch.nan)
+    distances = distances * torch.where(inside | ~counted, 1.0, torch.nan).to(compute).unsqueeze(-1)  # gradients too
     return torch.where(counted.unsqueeze(-1), distances, 0.0)
 
 
@@ -109,4 +109,4 @@ def _cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
     vocab = student.shape[-1]
     inside = (labels >= 0) & (labels < vocab)
     chosen = F.log_softmax(student, dim=-1).gather(-1, labels.clamp(0, vocab - 1).unsqueeze(-1)).squeeze(-1)
-    return torch.where(inside, -chosen, torch.nan)
+    return -chosen * torch.where(inside, 1.0, torch.nan).to(chosen.dtype)  # the gradient is NaN too
