@@ -121,7 +121,8 @@ def distillation(
 
     Args:
         labels: int64 (...), in [0, vocab) or ``ignore_index``; of one-hot rows ``.argmax(-1)``. A row that is ignored
-            counts in neither term, as if masked. On a CPU a label outside raises; on a GPU, or under a tracer, its row is NaN.
+            counts in neither term, as if masked. On a CPU a label outside raises; on a GPU, or under a tracer, its row
+            is NaN.
         alpha: share of the divergence: a number in [0, 1], or one value per row (...), checked on a CPU; must not
             require grad.
         student, teacher, loss, temperature, tau_squared, mask, weight, reduction, normalizer, vocab_size, inplace,
