@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from . import checks, ops
-from .backends import recorded, reference, resolve
+from .backends import reference, resolve
 from .backends.calls import Divergence, Softmax
 from .losses import ForwardKL, Loss
 from .sharded import on_shards
+from .weights import flat, row_weights, split
 
 _FORWARD_KL = ForwardKL()
 
@@ -43,7 +42,9 @@ def divergence(
     second time in backward instead, so that a loss scale reaches the gradient before it is rounded.
 
     Args:
-        student: logits (..., vocab), float32, float16, bfloat16 or float64. Rows may be strided.
+        student: logits (..., vocab), float32, float16, bfloat16 or float64. Rows may be strided. Probabilities are not
+            logits; log-probabilities may serve as them. (N, C, H, W) is softmaxed over W: move the classes to the end.
+            A DTensor may lie sharded over its rows, not over the vocabulary.
         teacher: logits of the same leading shape; dtype may differ; must not require grad.
         loss: a loss of this package, e.g. ``ForwardKL()``, ``JensenShannon(beta=0.5)``.
         temperature: T > 0, a number; divides both sides.
@@ -53,14 +54,15 @@ def divergence(
             grad. A row of weight 0 is not read, but it is counted.
         reduction: "none" (one value per row, shape (...)), "sum", "mean" (over counted rows; 0 where there are none)
             or "batchmean" (the sum divided by ``student.shape[0]``, by 1 where there are no leading dimensions).
-        normalizer: positive number or 0-d tensor that replaces the divisor of "mean", e.g. the number of tokens of a
-            whole accumulated batch.
+        normalizer: positive number or tensor of one that replaces the divisor of "mean", e.g. the number of tokens of a
+            whole accumulated batch; 0 where no row counts.
         vocab_size: only the first entries of both vocabularies enter (for vocabularies of different sizes); the
             gradient of the others is 0.
         inplace: let the gradient take the student's buffer. The logits are lost; autograd is told, and a later
             differentiable use of them raises. Eager mode only: ``torch.compile`` plans memory itself and ignores it.
             Not for a slice such as ``logits[:, :-1]``: shift the labels, ``F.pad(labels[:, 1:], (0, 1), value=-100)``,
-            which also spares the gradient that the slice's own backward makes.
+            which also spares the gradient that the slice's own backward makes. Memory that another argument shares
+            otherwise than row by row is refused.
         backend: "auto", or one of ``kd.backends()``; one that was named and cannot run raises.
 
     Returns:
@@ -82,8 +84,8 @@ def divergence(
     )
     if inplace and not torch.compiler.is_compiling():
         checks.inplace(student, teacher=teacher, mask=mask, weight=weight, normalizer=normalizer)
-    counted = None if mask is None else _flat(mask)
-    weights, scale = _row_weights(student, teacher, counted, weight, reduction, normalizer)
+    counted = None if mask is None else flat(mask)
+    weights, scale = row_weights(student, teacher, counted, weight, reduction, normalizer)
     call = Divergence(
         soft_weight=weights,
         temperature=temperature,
@@ -118,11 +120,14 @@ def distillation(
     both terms share the student's read and one gradient is written.
 
     Args:
-        labels: int64 (...), in [0, vocab) or ``ignore_index``. A row that is ignored counts in neither term, as if
-            masked. On a CPU a label outside raises; on a GPU, or under a tracer, its row is NaN.
-        alpha: share of the divergence: a number in [0, 1], or one value per row (...); must not require grad.
+        labels: int64 (...), in [0, vocab) or ``ignore_index``; of one-hot rows ``.argmax(-1)``. A row that is ignored
+            counts in neither term, as if masked. On a CPU a label outside raises; on a GPU, or under a tracer, its row
+            is NaN.
+        alpha: share of the divergence: a number in [0, 1], or one value per row (...), checked on a CPU; must not
+            require grad.
         student, teacher, loss, temperature, tau_squared, mask, weight, reduction, normalizer, vocab_size, inplace,
-            backend, conventions and errors: as for `divergence`.
+            backend, conventions and errors: as for `divergence`: probabilities are not logits, log-probabilities may
+            serve as them; (N, C, H, W) is softmaxed over W.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; one alpha per row:
     Hu et al., "Less or More From Teacher", ICLR 2024 (arXiv 2312.15112), equations 1-3.
@@ -138,10 +143,10 @@ def distillation(
     if inplace and not torch.compiler.is_compiling():
         beside = {"mask": mask, "weight": weight, "normalizer": normalizer, "alpha": alpha}
         checks.inplace(student, teacher=teacher, labels=labels, **beside)
-    labels = _flat(labels).long()
+    labels = flat(labels).long()
     counted = checks.counted_labels(labels, mask, vocab, ignore_index)
-    weights, scale = _row_weights(student, teacher, counted, weight, reduction, normalizer)
-    soft, hard, soft_scale, hard_scale = _split(weights, alpha, scale, student, teacher)
+    weights, scale = row_weights(student, teacher, counted, weight, reduction, normalizer)
+    soft, hard, soft_scale, hard_scale = split(weights, alpha, scale, student, teacher)
     call = Divergence(
         labels=labels,
         soft_weight=soft,
@@ -199,62 +204,6 @@ def _check_common(
     checks.mask(mask, student)
     checks.weight(weight, student)
     return vocab, temperature, normalizer
-
-
-def _row_weights(student, teacher, counted, weight, reduction, normalizer) -> tuple[Tensor | None, float]:
-    """What multiplies each row: a (rows,) tensor, or None for ones, and a number. Never waits for a device."""
-    divisor = 1
-    if reduction == "batchmean":
-        divisor = _count(student, min(student.dim() - 1, 1))
-    elif reduction == "mean":
-        divisor = normalizer
-        if normalizer is None:
-            divisor = _count(student, student.dim() - 1) if counted is None else counted.sum().clamp_(min=1)
-        elif not isinstance(normalizer, Tensor) and normalizer == 0:
-            checks.nothing_counted(normalizer, counted)
-            divisor = counted.new_zeros((), dtype=torch.float32)
-    if counted is None and weight is None and not isinstance(divisor, Tensor):
-        return None, 1.0 / divisor
-    compute = reference.accumulation_dtype(student, teacher)
-    weights = None if weight is None else _flat(weight).to(compute)
-    if counted is not None:
-        weights = counted.to(compute) if weights is None else torch.where(counted, weights, 0.0)
-    if not isinstance(divisor, Tensor):
-        return weights, 1.0 / divisor
-    share = divisor.to(student.device, compute, non_blocking=True).reciprocal()
-    if weights is None:
-        if recorded():  # a number of rows would be a constant of the graph
-            return _flat(torch.ones_like(student.detach()[..., 0], dtype=compute)) * share, 1.0
-        return share.expand(math.prod(student.shape[:-1])), 1.0
-    # A count of tokens may be 0 where every row is masked: 0 times infinity would be NaN.
-    return torch.where(weights == 0, 0.0, weights * share), 1.0
-
-
-def _count(student: Tensor, dims: int) -> int | Tensor:
-    """The entries of the first `dims` dimensions, at least 1; a tensor where a tracer would make a number a constant of
-    its graph, which other batches then were divided by."""
-    if not recorded() or student.numel() == 0:
-        return max(math.prod(student.shape[:dims]), 1)  # not .numel(): that would fix a symbolic batch size
-    first = student.detach()[(slice(None),) * dims + (0,) * (student.dim() - dims)]
-    return torch.ones_like(first, dtype=torch.float64).sum()
-
-
-def _flat(per_row: Tensor) -> Tensor:
-    """(rows,); no reshape where it is that already, for tracers that would record its length."""
-    return per_row if per_row.dim() == 1 else per_row.reshape(-1)
-
-
-def _split(
-    weights: Tensor | None, alpha: float | Tensor, scale: float, student: Tensor, teacher: Tensor
-) -> tuple[Tensor | None, Tensor | None, float, float]:
-    """Weights and scales of the soft and the hard term: alpha of each row's weight, and the rest."""
-    if not isinstance(alpha, Tensor):
-        return weights, weights, alpha * scale, (1.0 - alpha) * scale
-    share = alpha.to(reference.accumulation_dtype(student, teacher))
-    share = _flat(share if share.dim() == student.dim() - 1 else share.expand(student.shape[:-1]))
-    if weights is None:
-        return share, 1.0 - share, scale, scale
-    return weights * share, weights * (1.0 - share), scale, scale
 
 
 def _settings(student, teacher, loss: Loss, vocab: int, vocab_size: int | None, reduction: str, backend: str) -> dict:

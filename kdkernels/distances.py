@@ -35,7 +35,8 @@ def trilateral_distances(
     reference) sum 1 - S_y from the other classes, so that a confident student's distance does not drown in rounding.
 
     Args:
-        student: logits (..., C), float32, float16, bfloat16 or float64. Rows may be strided.
+        student: logits (..., C), float32, float16, bfloat16 or float64. Rows may be strided. Probabilities are not
+            logits; log-probabilities may serve as them. (N, C, H, W) is softmaxed over W: move the classes to the end.
         teacher: logits of the same shape; dtype may differ; must not require grad.
         labels: int64 (...), in [0, C) or ``ignore_index``. A row that is ignored is not read: its distances and its
             gradient are 0. On a CPU a label outside raises; on a GPU, or under a tracer, its row becomes NaN.

@@ -13,7 +13,7 @@ SOURCES = PACKAGE.parent / "csrc"
 
 # Each part of the package with what it may import from it, besides itself.
 BELOW_BACKENDS = {"losses", "kernels", "_C"}
-BELOW_API = {"sharded", "checks", "ops", "backends", "losses"}
+BELOW_API = {"sharded", "weights", "checks", "ops", "backends", "losses"}
 USERS = {
     "api",
     "distances",
@@ -33,6 +33,7 @@ ALLOWED = {
     "backends": BELOW_BACKENDS,
     "rows": set(),
     "sharded": {"checks"},
+    "weights": {"backends", "checks"},
     "checks": {"backends", "losses", "rows"},
     "ops": {"backends", "checks", "rows"},
     "api": BELOW_API,

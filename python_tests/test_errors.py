@@ -56,6 +56,7 @@ BAD_CALLS = [
     ({"temperature": math.inf}, ValueError, f"temperature {POSITIVE}inf"),
     ({"temperature": math.nan}, ValueError, f"temperature {POSITIVE}nan"),
     ({"temperature": torch.tensor(2.0)}, TypeError, "temperature must be a number, got Tensor"),
+    ({"temperature": torch.tensor(2.0)}, TypeError, "got Tensor: pass float(temperature)"),
     ({"temperature": True}, TypeError, "temperature must be a number, got bool"),
     ({"reduction": "average"}, ValueError, "must be one of 'none', 'sum', 'mean', 'batchmean', got 'average'"),
     ({"reduction": None}, ValueError, "reduction must be one of"),
@@ -68,6 +69,7 @@ BAD_CALLS = [
     ({"normalizer": torch.tensor(3.0, requires_grad=True)}, ValueError, "normalizer must not require grad"),
     ({"mask": torch.ones(4, 1, dtype=torch.bool)}, ValueError, f"mask {PER_ROW}(4, 1)"),
     ({"mask": ROWS}, TypeError, "mask must be boolean (True = counted), got torch.float32"),
+    ({"mask": (ROWS > 0).to_sparse()}, TypeError, "mask must be a dense tensor, got layout torch.sparse_coo"),
     ({"mask": [True] * 4}, TypeError, "mask must be a torch.Tensor, got list"),
     ({"weight": torch.ones(4, 7)}, ValueError, f"weight {PER_ROW}(4, 7)"),
     ({"weight": ZEROS}, TypeError, "weight must be floating point, got torch.int64"),
@@ -79,7 +81,8 @@ BAD_CALLS = [
 ]
 BAD_DISTILLATIONS = [
     ({"labels": torch.zeros(4, 1, dtype=torch.int64)}, ValueError, f"labels {PER_ROW}(4, 1)"),
-    ({"labels": torch.zeros(4, 7, dtype=torch.int64)}, ValueError, f"labels {PER_ROW}(4, 7)"),
+    ({"labels": torch.zeros(4, 7, dtype=torch.int64)}, ValueError, f"labels {PER_ROW}(4, 7): for one-hot rows"),
+    ({"labels": torch.rand(4, 7)}, ValueError, "for one-hot rows or probabilities pass labels.argmax(-1)"),
     ({"labels": ROWS}, TypeError, "labels must be integers (int64), got torch.float32"),
     ({"labels": [0, 1, 2, 3]}, TypeError, "labels must be a torch.Tensor, got list"),
     ({"labels": torch.tensor([0, 1, 2, 7])}, ValueError, f"{LABELS}7"),
@@ -89,6 +92,8 @@ BAD_DISTILLATIONS = [
     ({"alpha": math.nan}, ValueError, "alpha must lie in [0, 1], got nan"),
     ({"alpha": torch.ones(4, 1)}, ValueError, f"alpha {PER_ROW}(4, 1)"),
     ({"alpha": torch.ones(1)}, ValueError, f"alpha {PER_ROW}(1,)"),
+    ({"alpha": torch.tensor([0.1, 0.5, 5.0, -3.0])}, ValueError, "alpha must lie in [0, 1], got 5.0"),
+    ({"alpha": torch.tensor([0.1, 0.5, 1.0, math.nan])}, ValueError, "alpha must lie in [0, 1], got nan"),
     ({"alpha": ZEROS}, TypeError, "alpha must be floating point, got torch.int64"),
     ({"alpha": "half"}, TypeError, "alpha must be a number or one value per row, got str"),
     ({"alpha": GRAD}, ValueError, "alpha must not require grad"),
@@ -167,6 +172,29 @@ def test_parameters_strictly_between_0_and_1(loss, name, ends):
     for value in (True, "0.5", None, torch.tensor(0.5)):
         with pytest.raises(TypeError, match=f"{name} must be a number, got {type(value).__name__}"):
             loss(**{name: value})
+
+
+NESTED = [torch.randn(2, 5), torch.randn(3, 5)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (torch.strided, "student must be a dense tensor, got a nested one: pass torch.cat(list(student.unbind()))"),
+        (torch.jagged, "student must be a dense tensor, got layout torch.jagged: pass its rows, .values()"),
+    ],
+)
+def test_nested_logits(layout, message):
+    nested = torch.nested.nested_tensor(NESTED, layout=layout)
+    for call in (lambda: kd.divergence(nested, nested), lambda: kd.trilateral_distances(nested, nested, ZEROS)):
+        with pytest.raises(TypeError, match=re.escape(message)):
+            call()
+
+
+def test_inplace_on_a_slice_says_what_to_do_instead():
+    z = torch.ones(2, 5, 7, requires_grad=True) * 1
+    with pytest.raises(ValueError, match=re.escape("shift the labels instead, F.pad(labels[:, 1:], (0, 1), value=")):
+        kd.divergence(z[:, :-1], torch.ones(2, 4, 7), inplace=True)
 
 
 def test_losses_are_frozen_values():

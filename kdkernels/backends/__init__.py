@@ -191,9 +191,9 @@ def transformed() -> bool:
 
 def recorded() -> bool:
     """Whether a tracer is looking that turns every number, the batch size too, into a constant of its graph."""
-    if not (torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state()):
+    if torch.compiler.is_compiling():
         return False
-    return not torch.compiler.is_compiling()
+    return torch._C._len_torch_dispatch_stack() > 0 or bool(torch._C._get_tracing_state())
 
 
 def traced(*tensors: Tensor | None) -> bool:

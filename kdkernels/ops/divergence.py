@@ -17,7 +17,7 @@ from torch.autograd import Function
 from ..backends import KERNEL_BACKENDS, traced
 from ..backends.calls import Divergence
 from ..rows import as_rows, uneven, vector, written_rows
-from .shared import by_address, empty_gradient, first_order, graph_is_kept, watched
+from .shared import by_address, empty_gradient, first_order, graph_is_kept, watched, watched_in_graph
 from .wire import Wire
 
 WIRE = Wire(Divergence)
@@ -26,6 +26,9 @@ WIRE = Wire(Divergence)
 def divergence(student: Tensor, teacher: Tensor, call: Divergence, inplace: bool = False) -> Tensor:
     """Row values, or their sum where `call.reduce` says so."""
     if traced(student, teacher, *call[: WIRE.tensors]):
+        if deferred(student):
+            teacher, *tensors = watched_in_graph(teacher, *call[: WIRE.tensors])
+            call = WIRE.with_tensors(call, tensors)
         return torch.ops.kdkernels.divergence.default(student, teacher, *WIRE.pack(call))
     if not (student.requires_grad and torch.is_grad_enabled()):
         return walk(student, teacher, call, None)

@@ -17,7 +17,7 @@ from ..backends.calls import Trilateral
 from ..backends.reference import accumulation_dtype
 from ..checks import operands
 from ..rows import as_rows, uneven, vector, written_rows
-from .shared import by_address, empty_gradient, first_order, register, watched
+from .shared import by_address, empty_gradient, first_order, register, watched, watched_in_graph
 from .wire import Wire
 
 WIRE = Wire(Trilateral)
@@ -26,7 +26,9 @@ WIRE = Wire(Trilateral)
 def trilateral(student: Tensor, teacher: Tensor, class_mean: Tensor | None, call: Trilateral) -> Tensor:
     """Distances (..., 3), with a class mean (..., 5)."""
     if traced(student, teacher, class_mean, call.labels):
-        return torch.ops.kdkernels.trilateral.default(student, teacher, class_mean, *WIRE.pack(call))[0]
+        teacher, class_mean, *tensors = watched_in_graph(teacher, class_mean, *call[: WIRE.tensors])
+        packed = WIRE.pack(WIRE.with_tensors(call, tensors))
+        return torch.ops.kdkernels.trilateral.default(student, teacher, class_mean, *packed)[0]
     if student.requires_grad and torch.is_grad_enabled():
         return _Trilateral.apply(student, (teacher, class_mean, call))
     return _walk(student, teacher, class_mean, call, None)

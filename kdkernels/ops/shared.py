@@ -13,7 +13,8 @@ from torch.autograd import Function
 
 from ..backends import traced, transformed
 
-_is_batch = torch._C._functorch.is_legacy_batchedtensor  # what is_grads_batched=True makes of upstream gradients
+# What is_grads_batched=True makes of upstream gradients.
+_is_batch = torch._C._functorch.is_legacy_batchedtensor
 _DEVICES = ("CPU", "CUDA", "XPU")
 # What is registered lies with torch and not in this module. An operator lives as long as the process, and traced and
 # compiled graphs point at it: when this package is imported again (after its modules were purged, an import that was
@@ -29,23 +30,31 @@ def by_address(upstream: Tensor, *saved: Tensor | None) -> bool:
 
 def watched(tensor: Tensor | None) -> Tensor | None:
     """What backward will read, in a form that autograd watches over: of an inference tensor a copy."""
-    if tensor is None:
-        return None
-    if _compiled_from_inference():
-        return torch.ops.kdkernels.copy.default(tensor)
-    return tensor.clone() if tensor.is_inference() else tensor
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
 
-def _compiled_from_inference() -> bool:
-    """Whether a compiler is tracing and one of the tensors that it started from is an inference tensor.
+def watched_in_graph(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The same for what torch.compile is tracing, which would save its input in place of a clone: by an operator."""
+    if not (torch.compiler.is_dynamo_compiling() and _traces_inference_tensors()):
+        return tensors
+    return tuple(None if each is None else torch.ops.kdkernels.copy.default(each) for each in tensors)
 
-    Its fake tensors do not tell which. It would save the graph's input in place of a clone of it: hence an operator.
+
+def _traces_inference_tensors() -> bool:
+    """Whether one of the tensors that torch.compile has met in this trace is an inference tensor.
+
+    Its fake tensors do not tell, and the guards on its inputs see the difference.
     """
-    context = torch._guards.TracingContext.try_get()
-    if context is None or context.fake_mode is None:
-        return False
-    seen = context.fake_mode.fake_tensor_converter.meta_converter.describer.lookup_tensor
+    mode = torch._guards.TracingContext.get().fake_mode
+    try:
+        seen = mode.fake_tensor_converter.meta_converter.describer.lookup_tensor
+    except AttributeError:  # a version of torch that keeps them elsewhere: a copy is right for every tensor
+        return True
     return any(real.is_inference() for real in list(seen))
+
+
+# As torch.compiler.assume_constant_result has it, which imports the compiler to say so: called while it traces.
+_traces_inference_tensors._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def empty_gradient(student: Tensor) -> Tensor:
