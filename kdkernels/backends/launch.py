@@ -16,7 +16,7 @@ PARTIALS = 8
 
 
 def over_rows(
-    row: config.Resident | config.Streaming,
+    row: config.OldResident | config.OldStreaming,
     resident: Any,
     streaming: Any,
     arguments: tuple[Any, ...],
@@ -26,7 +26,7 @@ def over_rows(
     """The resident or the streaming form over whole rows, as this row of the launch configs says."""
     present = [tensor for tensor in tensors if tensor is not None]
     count, vocab = present[0].shape
-    if isinstance(row, config.Resident):
+    if isinstance(row, config.OldResident):
         meta = meta | {"ROWS": row.rows, "BLOCK": _power_of_two(vocab)}
         _launch(resident, (_ceil_div(count, row.rows),), arguments, present[0], row.threads, meta)
         return
@@ -57,29 +57,28 @@ def over_parts(
 ) -> bool:
     """The three launches of a divergence over parts of rows; False, and nothing is launched, where rows are enough."""
     present = [tensor for tensor in tensors if tensor is not None]
-    rows, vocab = present[0].shape
+    first, (rows, vocab) = present[0], present[0].shape
     if vocab <= split.vocab:
         return False
-    contiguous = aligned(*present)
-    width = 16 // present[0].element_size() if contiguous else split.narrow
-    tile = split.threads * width
-    parts = parts_of(split, rows, vocab, tile, processors(present[0]))
+    layout, threads = streamed(split, vector_of(vocab, present), first)
+    tile, unit = layout[0] * layout[1], layout[2]
+    parts = parts_of(split, rows, vocab, tile, processors(first))
     if parts == 1 or rows == 0:
         return False
     span = _ceil_div(_ceil_div(vocab, parts), tile) * tile
     parts = _ceil_div(vocab, span)
-    partials = torch.empty(rows, parts, PARTIALS, dtype=torch.float32, device=present[0].device)
-    shape = (rows, vocab, parts)
-    layout: dict[str, Any] = {"SPAN": span, "LAYOUT": (split.threads, width, contiguous)}
-    if _target()[0] == "cuda":
-        layout["maxnreg"] = split.registers
-    both = meta | layout | {"PARTS": _power_of_two(parts)}
+    partials = torch.empty(rows, parts, PARTIALS, dtype=torch.float32, device=first.device)
+    shape = (rows, vocab // unit, parts)
+    form = {"SPAN": span, "LAYOUT": layout, **registers(split)}
+    both = meta | form | {"PARTS": _power_of_two(parts)}
     writes_last = tensors[-1] is not None and not meta["BALANCED"]
     sums, terms, finish = kernels
-    _launch(sums, (rows, parts), (*arguments, partials, shape), present[0], split.threads, layout)
-    _launch(terms, (rows, parts), (*arguments, table, partials, shape), present[0], split.threads, both)
+    tensors_, strides, *rest = arguments
+    arguments = (tensors_, type(strides)(*(stride // unit for stride in strides)), *rest)
+    _launch(sums, (rows, parts), (*arguments, partials, shape), first, threads, form)
+    _launch(terms, (rows, parts), (*arguments, table, partials, shape), first, threads, both)
     last = (rows, parts if writes_last else 1)
-    _launch(finish, last, (*arguments, table, partials, shape), present[0], split.threads, both)
+    _launch(finish, last, (*arguments, table, partials, shape), first, threads, both)
     return True
 
 
@@ -88,6 +87,54 @@ def processors(tensor: Tensor) -> int:
     if not tensor.is_cuda:
         return 1
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
+def over_whole_rows(
+    row: config.Resident | config.Streaming,
+    kernels: tuple[Any, Any],
+    arguments: tuple[Any, ...],
+    table: Any,
+    tensors: tuple[Tensor | None, ...],
+    meta: dict[str, Any],
+) -> None:
+    """The resident or the streaming form of a divergence (kernels), as this row of the launch configs says."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    first, (count, vocab) = present[0], present[0].shape
+    unit = vector_of(vocab, present)
+    if isinstance(row, config.Resident):
+        lanes, threads = row.lanes, max(row.threads, _target()[1])
+        rows, parts = max(threads // lanes, 1), _power_of_two(_ceil_div(vocab, lanes * unit))
+        meta = meta | {"LAYOUT": (unit, parts, rows, lanes)}
+        kernel, grid = kernels[0], (_ceil_div(count, rows),)
+    else:
+        layout, threads = streamed(row, unit, first)
+        unit = layout[2]
+        meta = meta | {"LAYOUT": layout, **registers(row)}
+        kernel, grid = kernels[1], (count,)
+    tensors_, strides, *rest = arguments
+    arguments = (tensors_, type(strides)(*(stride // unit for stride in strides)), *rest, table, count, vocab // unit)
+    _launch(kernel, grid, arguments, first, threads, meta)
+
+
+def streamed(row: config.Streaming | config.Split, unit: int, first: Tensor) -> tuple[tuple[int, int, int], int]:
+    """(LANES, WIDTH, UNIT) and the threads of a streaming form."""
+    # By the first tensor: with the narrower of two, Triton trades tiles through shared memory where the second is it.
+    width = min(16 // first.element_size(), row.widest)
+    width, unit = (width, width) if unit >= width else (row.narrow, 1)
+    lanes = min(row.tile // width, 1024)
+    return (lanes, width, unit), lanes
+
+
+def registers(row: config.Streaming | config.Split) -> dict[str, int]:
+    return {"maxnreg": row.registers} if _target()[0] == "cuda" else {}  # an option of NVIDIA's compiler only
+
+
+def vector_of(vocab: int, tensors: list[Tensor]) -> int:
+    """The columns of the widest vector, a power of two of 16 bytes at most, that may be loaded at any multiple of it."""
+    bits = vocab | 16 // min(tensor.element_size() for tensor in tensors)
+    for tensor in tensors:
+        bits |= tensor.stride(0) | tensor.data_ptr() // tensor.element_size()
+    return bits & -bits
 
 
 def over_tiles(row: config.Tiled, kernel: Any, arguments: tuple[Any, ...], where: Tensor, meta: dict[str, Any]) -> None:

@@ -85,9 +85,8 @@ def divergence(
     if not per_class and launch.over_parts(config.SPLIT, kernels, arguments, _table(table), tensors, term):
         return value
     row = config.choose(config.DIVERGENCE_PER_CLASS if per_class else config.DIVERGENCE, vocab)
-    arguments = (*arguments, _table(table), rows, vocab)
-    meta = term | {"CONTIGUOUS": launch.aligned(*tensors)}
-    launch.over_rows(row, divergence_resident, divergence_streaming, arguments, tensors, meta)
+    kernels = (divergence_resident, divergence_streaming)
+    launch.over_whole_rows(row, kernels, arguments, _table(table), tensors, term)
     return value
 
 
