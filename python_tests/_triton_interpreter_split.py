@@ -77,7 +77,7 @@ def test_enough_rows_are_not_split(launched):
 
 
 def test_parts_fill_the_device_and_are_long_enough():
-    tile = config.SPLIT.threads * 8
+    tile = config.SPLIT.tile
     for rows in (1, 3, 16, 100, 131):
         for vocab in (8193, 32000, 128256, 1_000_000):
             parts = launch.parts_of(config.SPLIT, rows, vocab, tile, 132)

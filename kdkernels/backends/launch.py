@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,28 +17,76 @@ PARTIALS = 8
 
 
 def over_rows(
-    row: config.Resident | config.Streaming,
-    resident: Any,
-    streaming: Any,
+    table: tuple[config.Resident | config.Streaming, ...],
+    kernels: tuple[Any, Any],
     arguments: tuple[Any, ...],
     tensors: tuple[Tensor | None, ...],
     meta: dict[str, Any],
 ) -> None:
-    """The resident or the streaming form over whole rows, as this row of the launch configs says."""
+    """The resident or the streaming form (kernels) over whole rows, as the launch configs say.
+
+    The arguments begin with the tensors and the type of their strides, which a kernel gets in vectors; it also gets the
+    rows and the columns, likewise.
+    """
     first = _first(tensors)
     count, vocab = first.shape
-    bound = _bind(arguments, first)
+    form = _form(table, vocab, vector_of(vocab, tensors), first.element_size(), _target(first))
+    given = (*_in_vectors(arguments, form.unit), count, vocab // form.unit)
+    grid = (_ceil_div(count, form.rows),)
+    _launch(kernels[form.which], grid, _bind(given, first), first, form.threads, meta | form.meta)
+
+
+class _Form(NamedTuple):
+    which: int
+    rows: int
+    """Of a program."""
+    threads: int
+    unit: int
+    meta: dict[str, Any]
+
+
+@functools.lru_cache(maxsize=1024)
+def _form(
+    table: tuple[config.Resident | config.Streaming, ...], vocab: int, unit: int, item: int, target: tuple[str, int]
+) -> _Form:
+    """For rows of so many columns of `item` bytes in the first tensor, which vectors of `unit` may touch."""
+    row = config.choose(table, vocab)
     if isinstance(row, config.Resident):
-        meta = meta | {"ROWS": row.rows, "BLOCK": _power_of_two(vocab)}
-        _launch(resident, (_ceil_div(count, row.rows),), bound, first, row.threads, meta)
-        return
-    contiguous = aligned(*tensors)
+        threads = max(row.threads, target[1])
+        rows, parts = max(threads // row.lanes, 1), _power_of_two(_ceil_div(vocab, row.lanes * unit))
+        return _Form(0, rows, threads, unit, {"LAYOUT": (unit, parts, rows, row.lanes)})
+    layout, threads = _streamed(row, unit, item)
+    return _Form(1, 1, threads, layout[2], {"LAYOUT": layout, **_registers(row, target)})
+
+
+def _streamed(row: config.Streaming | config.Split, unit: int, item: int) -> tuple[tuple[int, int, int], int]:
+    """(LANES, WIDTH, UNIT) and the threads of a streaming form."""
     # By the first tensor: with the narrower of two, Triton trades tiles through shared memory where the second is it.
-    width = min(16 // first.element_size(), row.widest) if contiguous else row.narrow
-    meta = meta | {"LANES": row.threads, "WIDTH": width, "CONTIGUOUS": contiguous}
-    if _target(first)[0] == "cuda":
-        meta["maxnreg"] = row.registers  # an option of NVIDIA's compiler only
-    _launch(streaming, (count,), bound, first, row.threads, meta)
+    width = min(16 // item, row.widest)
+    width, unit = (width, width) if unit >= width else (row.narrow, 1)
+    lanes = min(row.tile // width, 1024)
+    return (lanes, width, unit), lanes
+
+
+def _registers(row: config.Streaming | config.Split, target: tuple[str, int]) -> dict[str, int]:
+    return {"maxnreg": row.registers} if target[0] == "cuda" else {}  # an option of NVIDIA's compiler only
+
+
+def vector_of(vocab: int, tensors: tuple[Tensor | None, ...]) -> int:
+    """Columns of the widest vector, a power of two of 16 bytes at most, that may be loaded at any multiple of it."""
+    bits, widest = vocab, 1
+    for t in tensors:
+        if t is not None:
+            size = t.element_size()
+            bits |= t.stride(0) | t.data_ptr() // size
+            widest = max(widest, 16 // size)
+    bits |= widest
+    return bits & -bits
+
+
+def _in_vectors(arguments: tuple[Any, ...], unit: int) -> tuple[Any, ...]:
+    tensors, strides, *rest = arguments
+    return (tensors, strides._make([0 if t is None else t.stride(0) // unit for t in tensors]), *rest)
 
 
 def parts_of(split: config.Split, rows: int, vocab: int, tile: int, processors: int) -> int:
@@ -53,35 +101,35 @@ def over_parts(
     split: config.Split,
     kernels: tuple[Any, Any, Any],
     arguments: tuple[Any, ...],
-    table: Any,
     tensors: tuple[Tensor | None, ...],
     meta: dict[str, Any],
 ) -> bool:
-    """The three launches of a divergence over parts of rows; False, and nothing is launched, where rows are enough."""
+    """The three launches of a divergence over parts of rows; False, and nothing is launched, where rows are enough.
+
+    The arguments are those of `over_rows`; the first launch is not given the last of them, the table.
+    """
     first = _first(tensors)
     rows, vocab = first.shape
     if vocab <= split.vocab or rows == 0 or rows >= processors(first):
         return False
-    contiguous = aligned(*tensors)
-    width = 16 // first.element_size() if contiguous else split.narrow
-    tile = split.threads * width
+    layout, threads = _streamed(split, vector_of(vocab, tensors), first.element_size())
+    tile, unit = layout[0] * layout[1], layout[2]
     parts = parts_of(split, rows, vocab, tile, processors(first))
     if parts == 1:
         return False
     span = _ceil_div(_ceil_div(vocab, parts), tile) * tile
     parts = _ceil_div(vocab, span)
     partials = torch.empty(rows, parts, PARTIALS, dtype=torch.float32, device=first.device)
-    layout: dict[str, Any] = {"SPAN": span, "LAYOUT": (split.threads, width, contiguous)}
-    if _target(first)[0] == "cuda":
-        layout["maxnreg"] = split.registers
-    both = meta | layout | {"PARTS": _power_of_two(parts)}
+    form = {"SPAN": span, "LAYOUT": layout, **_registers(split, _target(first))}
+    both = meta | form | {"PARTS": _power_of_two(parts)}
     writes_last = tensors[-1] is not None and not meta["BALANCED"]
     sums, terms, finish = kernels
-    given, between = _bind(arguments, first), _bind((partials, (rows, vocab, parts)), first)
-    _launch(sums, (rows, parts), given.and_then(between), first, split.threads, layout)
-    every = given.and_then(_bind((table,), first)).and_then(between)
-    _launch(terms, (rows, parts), every, first, split.threads, both)
-    _launch(finish, (rows, parts if writes_last else 1), every, first, split.threads, both)
+    *given, table = _in_vectors(arguments, unit)
+    before, between = _bind(tuple(given), first), _bind((partials, (rows, vocab // unit, parts)), first)
+    _launch(sums, (rows, parts), before.and_then(between), first, threads, form)
+    every = before.and_then(_bind((table,), first)).and_then(between)
+    _launch(terms, (rows, parts), every, first, threads, both)
+    _launch(finish, (rows, parts if writes_last else 1), every, first, threads, both)
     return True
 
 
@@ -95,20 +143,29 @@ def _processors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def over_tiles(row: config.Tiled, kernel: Any, arguments: tuple[Any, ...], where: Tensor, meta: dict[str, Any]) -> None:
-    """A kernel that maps tile by tile, over rows and columns."""
-    count, vocab = where.shape
+def over_tiles(
+    row: config.Tiled,
+    kernel: Any,
+    arguments: tuple[Any, ...],
+    tensors: tuple[Tensor | None, ...],
+    meta: dict[str, Any],
+) -> None:
+    """A kernel that maps tile by tile, over rows and columns. Arguments: as in `over_rows`."""
+    first = _first(tensors)
+    count, vocab = first.shape
+    unit = vector_of(vocab, tensors)
     block = min(_power_of_two(vocab), row.tile)
     tile_rows = row.tile // block
     grid = (_ceil_div(count, tile_rows), _ceil_div(vocab, block * row.steps))
-    meta = meta | {"ROWS": tile_rows, "BLOCK": block, "STEPS": row.steps}
-    _launch(kernel, grid, _bind(arguments, where), where, row.threads, meta)
+    meta = meta | {"UNIT": unit, "ROWS": tile_rows, "BLOCK": block, "STEPS": row.steps}
+    given = (*_in_vectors(arguments, unit), count, vocab // unit)
+    _launch(kernel, grid, _bind(given, first), first, row.threads, meta)
 
 
 def scale(row: config.Shared, kernel: Any, gradient: Tensor, factor: Tensor) -> None:
     """The kernel that multiplies rows, over no more programs than the device runs at once."""
     rows, vocab = gradient.shape
-    vector = unit(gradient)
+    vector = vector_of(vocab, (gradient,))
     block = min(_power_of_two(vocab), row.tile)
     height = row.tile // block
     programs = row.programs * processors(gradient)
@@ -125,32 +182,6 @@ def scale(row: config.Shared, kernel: Any, gradient: Tensor, factor: Tensor) -> 
     }
     grid = (down, _ceil_div(vocab, steps * block) if steps else 1)
     _launch(kernel, grid, _bind(arguments, gradient), gradient, row.threads, meta)
-
-
-def unit(*tensors: Tensor | None) -> int:
-    """Columns of the widest vector, of at most 16 bytes, that may be loaded at every multiple of it in all these rows.
-
-    It divides the number of columns, so that none lies across a row's end.
-    """
-    bits = 0
-    for t in tensors:
-        if t is not None:
-            size = t.element_size()
-            bits |= 16 // size | t.data_ptr() // size | t.stride(0) | t.shape[1]
-    return bits & -bits
-
-
-def aligned(*tensors: Tensor | None) -> bool:
-    """Whether vector loads may touch the rows of all of these."""
-    for t in tensors:  # noqa: SIM110 - a generator costs more to set up than it has to do
-        if t is not None and (t.data_ptr() | t.stride(0)) & 15:
-            return False
-    return True
-
-
-def strides(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
-    """Row strides in elements, 0 for a tensor that is not there."""
-    return tuple([0 if tensor is None else tensor.stride(0) for tensor in tensors])
 
 
 @functools.cache

@@ -7,6 +7,7 @@ waits for the device or copies to it, so every function can be captured in a CUD
 from __future__ import annotations
 
 import functools
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from . import compiled, launch
 
 OLDEST_TRITON = (3, 6)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_LOG2_E = 1 / math.log(2)
 
 
 @functools.cache
@@ -86,24 +88,22 @@ def divergence(
 ) -> Tensor:
     """The row values, (rows,) float32, and their gradient into `gradient`; see `KernelBackend.divergence`."""
     kernels = _kernels()
-    rows, vocab = student.shape
-    value = torch.empty(rows, dtype=torch.float32, device=student.device)
+    value = torch.empty(len(student), dtype=torch.float32, device=student.device)
     vectors = (None if vector is None else vector.contiguous() for vector in (labels, soft_weight, hard_weight))
     tensors = kernels.row.Tensors(student, teacher, gradient)
     arguments = (
         tensors,
-        kernels.row.Strides(*launch.strides(tensors)),
+        kernels.row.Strides,
         kernels.row.PerRow(value, *vectors),
         kernels.row.Scalars(1.0 / temperature, float(parameter), float(soft_scale), float(hard_scale)),
+        _table(table),
     )
     term = {"TERM": LOSSES[loss].term, "BALANCED": LOSSES[loss].balanced}
     per_class = table is not None and table.shape[1] > 1
-    orders = _table(table)
-    if not per_class and launch.over_parts(config.SPLIT, kernels.split, arguments, orders, tensors, term):
+    if not per_class and launch.over_parts(config.SPLIT, kernels.split, arguments, tensors, term):
         return value
-    row = config.choose(config.DIVERGENCE_PER_CLASS if per_class else config.DIVERGENCE, vocab)
-    meta = term | {"CONTIGUOUS": launch.aligned(*tensors)}
-    launch.over_rows(row, *kernels.divergence, (*arguments, orders, rows, vocab), tensors, meta)
+    configs = config.DIVERGENCE_PER_CLASS if per_class else config.DIVERGENCE
+    launch.over_rows(configs, kernels.divergence, arguments, tensors, term)
     return value
 
 
@@ -120,22 +120,22 @@ def _table(table: Tensor | None) -> Any:
 def softmax(logits: Tensor, output: Tensor, *, temperature: float, log: bool) -> None:
     """output = softmax(logits / temperature) or its logarithm, row by row."""
     kernels = _kernels().softmax
-    rows, vocab = logits.shape
-    arguments = (logits, output, logits.stride(0), output.stride(0), 1.0 / temperature, rows, vocab)
-    row = config.choose(config.SOFTMAX, vocab)
     forms = (kernels.softmax_resident, kernels.softmax_streaming)
-    launch.over_rows(row, *forms, arguments, (logits, output), {"LOG": log})
+    _softmax(config.SOFTMAX, forms, kernels.Tensors(logits, None, output), temperature, log)
 
 
 def softmax_backward(upstream: Tensor, output: Tensor, gradient: Tensor, *, temperature: float, log: bool) -> None:
     """gradient = the derivative of `softmax` at `output`, contracted with `upstream`."""
     kernels = _kernels().softmax
-    rows, vocab = output.shape
-    tensors = (upstream, output, gradient)
-    arguments = (tensors, launch.strides(tensors), 1.0 / temperature, rows, vocab)
-    row = config.choose(config.SOFTMAX_BACKWARD, vocab)
     forms = (kernels.softmax_backward_resident, kernels.softmax_backward_streaming)
-    launch.over_rows(row, *forms, arguments, tensors, {"LOG": log})
+    _softmax(config.SOFTMAX_BACKWARD, forms, kernels.Tensors(output, upstream, gradient), temperature, log)
+
+
+def _softmax(configs: Any, forms: tuple[Any, Any], tensors: Any, temperature: float, log: bool) -> None:
+    kernels = _kernels().softmax
+    scale = kernels.Scale(1.0 / temperature, _LOG2_E / temperature)
+    arguments = (tensors, kernels.Strides, scale)
+    launch.over_rows(configs, forms, arguments, tensors, {"LOG": log})
 
 
 def scale_rows(gradient: Tensor, factor: Tensor) -> None:
@@ -160,14 +160,12 @@ def trilateral(
 ) -> Tensor:
     """The distances, (rows, 3) or (rows, 5) float32; see `KernelBackend.trilateral`."""
     kernels, form = _kernels().geometry, _kernels().geometry_call
-    rows, vocab = student.shape
-    distances = torch.empty(rows, 3 if class_mean is None else 5, dtype=torch.float32, device=student.device)
+    distances = torch.empty(len(student), 3 if class_mean is None else 5, dtype=torch.float32, device=student.device)
     tensors = form.Tensors(student, teacher, class_mean, None)
     per_row = form.PerRow(labels, distances, statistics, None)
-    arguments = (tensors, form.Strides(*launch.strides(tensors)), per_row, ignore_index, rows, vocab)
-    row = config.choose(config.TRILATERAL, vocab)
+    arguments = (tensors, form.Strides, per_row, ignore_index)
     forms = (kernels.trilateral_resident, kernels.trilateral_streaming)
-    launch.over_rows(row, *forms, arguments, tensors, _exact(SQUARED=squared))
+    launch.over_rows(config.TRILATERAL, forms, arguments, tensors, _exact(SQUARED=squared))
     return distances
 
 
@@ -188,7 +186,7 @@ def trilateral_backward(
     kernels, form = _kernels().geometry, _kernels().geometry_call
     tensors = form.Tensors(student, teacher, class_mean, gradient)
     per_row = form.PerRow(labels, distances, statistics, upstream)
-    arguments = (tensors, form.Strides(*launch.strides(tensors)), per_row, ignore_index, *student.shape)
+    arguments = (tensors, form.Strides, per_row, ignore_index)
     launch.over_tiles(
-        config.TRILATERAL_BACKWARD, kernels.trilateral_backward, arguments, gradient, _exact(SQUARED=squared)
+        config.TRILATERAL_BACKWARD, kernels.trilateral_backward, arguments, tensors, _exact(SQUARED=squared)
     )

@@ -12,16 +12,24 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
+    from triton.language.target_info import is_cuda as _target_is_cuda
+    from triton.runtime.jit import constexpr_function
 
     jit = triton.jit
+
+    @constexpr_function
+    def is_cuda() -> bool:
+        """Whether a term is being compiled for an NVIDIA GPU; not so in Triton's interpreter."""
+        return not triton.knobs.runtime.interpret and bool(_target_is_cuda())
+
 except ImportError:  # Triton is an extra: without it the terms are absent and only the Triton backend is.
-    tl = None
+    tl = is_cuda = None
 
     def jit(function: Any) -> None:
         return None
 
 
-__all__ = ["Loss", "divergence_sum", "in_open_unit_interval", "jit", "log_mixture", "tl"]
+__all__ = ["Loss", "divergence_sum", "in_open_unit_interval", "is_cuda", "jit", "log_mixture", "tl"]
 
 
 @dataclass(frozen=True)
