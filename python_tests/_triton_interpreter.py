@@ -55,8 +55,8 @@ def nan_filled_memory():
 @pytest.fixture(params=("resident", "streaming"))
 def form(request, monkeypatch):
     if request.param == "streaming":
-        table = (config.Streaming(config.UNBOUNDED, 128, 4, 64, "small tiles"),)
-        for name in ("DIVERGENCE", "DIVERGENCE_PER_CLASS"):
+        table = (config.Streaming(config.UNBOUNDED, (128, 128), 4, 64, "small tiles"),)
+        for name in ("DIVERGENCE", "DIVERGENCE_WITH_TABLE"):
             monkeypatch.setattr(config, name, table)
         table = (config.OldStreaming(config.UNBOUNDED, 32, 4, 64, "small tiles"),)
         for name in ("SOFTMAX", "SOFTMAX_BACKWARD", "TRILATERAL"):

@@ -41,7 +41,7 @@ def over_rows(
 
 def parts_of(split: config.Split, rows: int, vocab: int, tile: int, processors: int) -> int:
     """Into how many parts each of so many rows is split; 1 where a program per row fills the device."""
-    if vocab <= split.vocab or rows >= processors:
+    if vocab <= split.vocab or 2 * rows > processors:
         return 1
     wanted = _power_of_two(_ceil_div(split.fill * processors, max(rows, 1)))  # a power of two: few variants to compile
     return min(wanted, _power_of_two(_ceil_div(vocab, split.tiles * tile) + 1) // 2)
@@ -102,8 +102,8 @@ def over_whole_rows(
     first, (count, vocab) = present[0], present[0].shape
     unit = vector_of(vocab, present)
     if isinstance(row, config.Resident):
-        lanes, threads = row.lanes, max(row.threads, _target()[1])
-        rows, parts = max(threads // lanes, 1), _power_of_two(_ceil_div(vocab, lanes * unit))
+        lanes, threads = row.lanes, max(row.lanes, _target()[1])
+        rows, parts = threads // lanes, _power_of_two(_ceil_div(vocab, lanes * unit))
         meta = meta | {"LAYOUT": (unit, parts, rows, lanes)}
         kernel, grid = kernels[0], (_ceil_div(count, rows),)
     else:
@@ -121,7 +121,7 @@ def streamed(row: config.Streaming | config.Split, unit: int, first: Tensor) -> 
     # By the first tensor: with the narrower of two, Triton trades tiles through shared memory where the second is it.
     width = min(16 // first.element_size(), row.widest)
     width, unit = (width, width) if unit >= width else (row.narrow, 1)
-    lanes = min(row.tile // width, 1024)
+    lanes = min(row.tile[first.element_size() > 2] // width, 1024)
     return (lanes, width, unit), lanes
 
 

@@ -84,7 +84,8 @@ def divergence(
     kernels = (split_sums, split_terms, split_finish)
     if not per_class and launch.over_parts(config.SPLIT, kernels, arguments, _table(table), tensors, term):
         return value
-    row = config.choose(config.DIVERGENCE_PER_CLASS if per_class else config.DIVERGENCE, vocab)
+    configs = config.DIVERGENCE if table is None else config.DIVERGENCE_WITH_TABLE
+    row = config.choose_by_size(configs, vocab * student.element_size())
     kernels = (divergence_resident, divergence_streaming)
     launch.over_whole_rows(row, kernels, arguments, _table(table), tensors, term)
     return value
