@@ -56,7 +56,7 @@ def nan_filled_memory():
 def form(request, monkeypatch):
     if request.param == "streaming":
         table = (config.Streaming(config.UNBOUNDED, (128, 128), 4, 64, "small tiles"),)
-        for name in ("DIVERGENCE", "DIVERGENCE_WITH_TABLE"):
+        for name in ("DIVERGENCE", "DIVERGENCE_WITH_TABLE", "DIVERGENCE_PER_CLASS"):
             monkeypatch.setattr(config, name, table)
         table = (config.OldStreaming(config.UNBOUNDED, 32, 4, 64, "small tiles"),)
         for name in ("SOFTMAX", "SOFTMAX_BACKWARD", "TRILATERAL"):

@@ -102,7 +102,9 @@ def over_whole_rows(
     first, (count, vocab) = present[0], present[0].shape
     unit = vector_of(vocab, present)
     if isinstance(row, config.Resident):
-        lanes, threads = row.lanes, max(row.lanes, _target()[1])
+        warp = _target()[1]
+        lanes = min(row.lanes * warp // 32, 512)  # on 64-wide machines the same share of a warp
+        threads = max(lanes, warp)
         rows, parts = threads // lanes, _power_of_two(_ceil_div(vocab, lanes * unit))
         meta = meta | {"LAYOUT": (unit, parts, rows, lanes)}
         kernel, grid = kernels[0], (_ceil_div(count, rows),)

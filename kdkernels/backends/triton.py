@@ -85,6 +85,7 @@ def divergence(
     if not per_class and launch.over_parts(config.SPLIT, kernels, arguments, _table(table), tensors, term):
         return value
     configs = config.DIVERGENCE if table is None else config.DIVERGENCE_WITH_TABLE
+    configs = config.DIVERGENCE_PER_CLASS if per_class else configs
     row = config.choose_by_size(configs, vocab * student.element_size())
     kernels = (divergence_resident, divergence_streaming)
     launch.over_whole_rows(row, kernels, arguments, _table(table), tensors, term)
