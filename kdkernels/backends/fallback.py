@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _STRICT = os.environ.get("KDKERNELS_STRICT", "") not in ("", "0")
 _said: set[str] = set()
@@ -15,6 +19,14 @@ class FallbackWarning(UserWarning):
     """A call that chose no backend runs on plain PyTorch, which is right and slow."""
 
 
+def outside_graphs(function: Function) -> Function:
+    """torch.compile calls such a function while it traces and keeps what it returns, as it does after
+    torch.compiler.assume_constant_result (which imports the compiler): locks and questions to a driver are no graph's.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def say(reason: str) -> None:
     """Warn once per process and reason; RuntimeError where KDKERNELS_STRICT=1 was set before the import."""
     message = f"kdkernels: backend='auto' ends at plain PyTorch ('reference'): {reason}"
@@ -23,6 +35,7 @@ def say(reason: str) -> None:
     _warn(message)
 
 
+@outside_graphs
 def _warn(message: str) -> None:
     with _lock:
         if message in _said:
@@ -31,8 +44,3 @@ def _warn(message: str) -> None:
     warnings.warn(
         f"{message}. Choose backend='reference' to keep it without this warning", FallbackWarning, stacklevel=2
     )
-
-
-# torch.compile calls it while it traces, as torch.compiler.assume_constant_result would have it (which imports the
-# compiler to say so): neither the lock nor the warning belongs into a graph.
-_warn._dynamo_marked_constant = True  # type: ignore[attr-defined]

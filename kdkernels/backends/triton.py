@@ -7,7 +7,8 @@ waits for the device or copies to it, so every function can be captured in a CUD
 from __future__ import annotations
 
 import functools
-import re
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from ..kernels import config
 from ..losses import LOSSES
-from . import calls, launch
+from . import calls, compiled, launch
 
 OLDEST_TRITON = (3, 6)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_LOG2_E = 1 / math.log(2)
 
 
 @functools.cache
@@ -28,8 +30,7 @@ def unavailable() -> str | None:
         import triton
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
-    version = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2])
-    if version < OLDEST_TRITON:
+    if compiled.version() < OLDEST_TRITON:
         return f"Triton {'.'.join(map(str, OLDEST_TRITON))} or newer is needed, found {triton.__version__}"
     drivers = (backend.driver for backend in triton.backends.backends.values())
     if not launch.interpreted() and not any(driver.is_active() for driver in drivers):
@@ -48,75 +49,87 @@ def unsupported(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | 
     return None
 
 
+@functools.cache
+def _kernels() -> SimpleNamespace:
+    """The kernels, imported at the first launch, because Triton is an extra; once, because a statement costs 1 us."""
+    from ..kernels import (
+        divergence_resident,
+        divergence_row,
+        divergence_split,
+        divergence_streaming,
+        geometry,
+        geometry_call,
+        scale,
+        softmax,
+    )
+
+    split = (divergence_split.split_sums, divergence_split.split_terms, divergence_split.split_finish)
+    forms = (divergence_resident.divergence_resident, divergence_streaming.divergence_streaming)
+    return SimpleNamespace(
+        divergence=forms, split=split, row=divergence_row, softmax=softmax, scale=scale, geometry=geometry,
+        geometry_call=geometry_call,
+    )  # fmt: skip
+
+
 def divergence(student: Tensor, teacher: Tensor, gradient: Tensor | None, call: calls.Divergence) -> Tensor:
     """The row values, (rows,) float32, and their gradient into `gradient`; see `KernelBackend.divergence`."""
-    from ..kernels.divergence_resident import divergence_resident
-    from ..kernels.divergence_row import PerRow, Scalars, Strides, Tensors
-    from ..kernels.divergence_split import split_finish, split_sums, split_terms
-    from ..kernels.divergence_streaming import divergence_streaming
-
-    rows, vocab = student.shape
-    value = torch.empty(rows, dtype=torch.float32, device=student.device)
+    kernels = _kernels()
+    value = torch.empty(len(student), dtype=torch.float32, device=student.device)
     table = call.table
-    tensors = Tensors(student, teacher, gradient)
+    tensors = kernels.row.Tensors(student, teacher, gradient)
     arguments = (
         tensors,
-        Strides(*launch.strides(tensors)),
-        PerRow(value, call.labels, call.soft_weight, call.hard_weight),
-        Scalars(1.0 / call.temperature, float(call.parameter), float(call.soft_scale), float(call.hard_scale)),
+        kernels.row.Strides,
+        kernels.row.PerRow(value, call.labels, call.soft_weight, call.hard_weight),
+        kernels.row.Scalars(
+            1.0 / call.temperature, float(call.parameter), float(call.soft_scale), float(call.hard_scale)
+        ),
+        _table(table),
     )
     term = {"TERM": LOSSES[call.loss].term, "BALANCED": LOSSES[call.loss].balanced}
     per_class = table is not None and table.shape[1] > 1
-    kernels = (split_sums, split_terms, split_finish)
-    if not per_class and launch.over_parts(config.SPLIT, kernels, arguments, _table(table), tensors, term):
+    if not per_class and launch.over_parts(config.SPLIT, kernels.split, arguments, tensors, term):
         return value
-    row = config.choose(config.DIVERGENCE_PER_CLASS if per_class else config.DIVERGENCE, vocab)
-    arguments = (*arguments, _table(table), rows, vocab)
-    meta = term | {"CONTIGUOUS": launch.aligned(*tensors)}
-    launch.over_rows(row, divergence_resident, divergence_streaming, arguments, tensors, meta)
+    configs = config.DIVERGENCE if table is None else config.DIVERGENCE_WITH_TABLE
+    configs = config.DIVERGENCE_PER_CLASS if per_class else configs
+    launch.over_rows(configs, kernels.divergence, arguments, tensors, term)
     return value
 
 
 def _table(table: Tensor | None) -> Any:
     """`Loss.table` as a term gets it."""
-    from triton.language import constexpr
-
-    from ..kernels.divergence_row import Table
-
     if table is None:
         return None
+    from triton.language import constexpr
+
     orders, width = table.shape
-    return Table(table, width, constexpr(orders), constexpr(width > 1))
+    return _kernels().row.Table(table, width, constexpr(orders), constexpr(width > 1))
 
 
 def softmax(logits: Tensor, output: Tensor, call: calls.Softmax) -> None:
     """output = softmax(logits / temperature) or its logarithm, row by row."""
-    from ..kernels.softmax import softmax_resident, softmax_streaming
-
-    rows, vocab = logits.shape
-    arguments = (logits, output, logits.stride(0), output.stride(0), 1.0 / call.temperature, rows, vocab)
-    row = config.choose(config.SOFTMAX, vocab)
-    launch.over_rows(row, softmax_resident, softmax_streaming, arguments, (logits, output), {"LOG": call.log})
+    kernels = _kernels().softmax
+    forms = (kernels.softmax_resident, kernels.softmax_streaming)
+    _softmax(config.SOFTMAX, forms, kernels.Tensors(logits, None, output), call)
 
 
 def softmax_backward(upstream: Tensor, output: Tensor, gradient: Tensor, call: calls.Softmax) -> None:
     """gradient = the derivative of `softmax` at `output`, contracted with `upstream`."""
-    from ..kernels.softmax import softmax_backward_resident, softmax_backward_streaming
+    kernels = _kernels().softmax
+    forms = (kernels.softmax_backward_resident, kernels.softmax_backward_streaming)
+    _softmax(config.SOFTMAX_BACKWARD, forms, kernels.Tensors(output, upstream, gradient), call)
 
-    rows, vocab = output.shape
-    tensors = (upstream, output, gradient)
-    arguments = (tensors, launch.strides(tensors), 1.0 / call.temperature, rows, vocab)
-    row = config.choose(config.SOFTMAX_BACKWARD, vocab)
-    launch.over_rows(row, softmax_backward_resident, softmax_backward_streaming, arguments, tensors, {"LOG": call.log})
+
+def _softmax(configs: Any, forms: tuple[Any, Any], tensors: Any, call: calls.Softmax) -> None:
+    kernels = _kernels().softmax
+    scale = kernels.Scale(1.0 / call.temperature, _LOG2_E / call.temperature)
+    arguments = (tensors, kernels.Strides, scale)
+    launch.over_rows(configs, forms, arguments, tensors, {"LOG": call.log})
 
 
 def scale_rows(gradient: Tensor, factor: Tensor) -> None:
     """gradient *= factor in place, factor 0-d or (rows,); where it is exactly 1 nothing is read or written."""
-    from ..kernels.scale import scale_rows as kernel
-
-    factor_stride = factor.stride(0) if factor.dim() else 0
-    arguments = (gradient, factor, gradient.stride(0), factor_stride, *gradient.shape)
-    launch.over_tiles(config.SCALE, kernel, arguments, gradient, {})
+    launch.scale(config.SCALE, _kernels().scale.scale_rows, gradient, factor)
 
 
 def _exact(**meta: Any) -> dict[str, Any]:
@@ -128,16 +141,13 @@ def trilateral(
     student: Tensor, teacher: Tensor, class_mean: Tensor | None, statistics: Tensor | None, call: calls.Trilateral
 ) -> Tensor:
     """The distances, (rows, 3) or (rows, 5) float32; see `KernelBackend.trilateral`."""
-    from ..kernels.geometry import trilateral_resident, trilateral_streaming
-    from ..kernels.geometry_call import PerRow, Strides, Tensors
-
-    rows, vocab = student.shape
-    distances = torch.empty(rows, 3 if class_mean is None else 5, dtype=torch.float32, device=student.device)
-    tensors = Tensors(student, teacher, class_mean, None)
-    per_row = PerRow(call.labels, distances, statistics, None)
-    arguments = (tensors, Strides(*launch.strides(tensors)), per_row, call.ignore_index, rows, vocab)
-    row = config.choose(config.TRILATERAL, vocab)
-    launch.over_rows(row, trilateral_resident, trilateral_streaming, arguments, tensors, _exact(SQUARED=call.squared))
+    kernels, form = _kernels().geometry, _kernels().geometry_call
+    distances = torch.empty(len(student), 3 if class_mean is None else 5, dtype=torch.float32, device=student.device)
+    tensors = form.Tensors(student, teacher, class_mean, None)
+    per_row = form.PerRow(call.labels, distances, statistics, None)
+    arguments = (tensors, form.Strides, per_row, call.ignore_index)
+    forms = (kernels.trilateral_resident, kernels.trilateral_streaming)
+    launch.over_rows(config.TRILATERAL, forms, arguments, tensors, _exact(SQUARED=call.squared))
     return distances
 
 
@@ -152,10 +162,10 @@ def trilateral_backward(
     call: calls.Trilateral,
 ) -> None:
     """gradient = the derivative of `trilateral` in the student, contracted with `upstream`."""
-    from ..kernels.geometry import trilateral_backward as kernel
-    from ..kernels.geometry_call import PerRow, Strides, Tensors
-
-    tensors = Tensors(student, teacher, class_mean, gradient)
-    per_row = PerRow(call.labels, distances, statistics, upstream)
-    arguments = (tensors, Strides(*launch.strides(tensors)), per_row, call.ignore_index, *student.shape)
-    launch.over_tiles(config.TRILATERAL_BACKWARD, kernel, arguments, gradient, _exact(SQUARED=call.squared))
+    kernels, form = _kernels().geometry, _kernels().geometry_call
+    tensors = form.Tensors(student, teacher, class_mean, gradient)
+    per_row = form.PerRow(call.labels, distances, statistics, upstream)
+    arguments = (tensors, form.Strides, per_row, call.ignore_index)
+    launch.over_tiles(
+        config.TRILATERAL_BACKWARD, kernels.trilateral_backward, arguments, tensors, _exact(SQUARED=call.squared)
+    )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .tile import log_softmax
+from .tile import LN_2, LOG2_E, base_of, exponent, log_of_ratio, residue
 
 
 class Tensors(NamedTuple):
@@ -97,15 +97,39 @@ def chosen_of(student, label):
 
 
 @triton.jit
-def table_column(column, CONTIGUOUS: tl.constexpr):
+def table_column(column, VECTORS: tl.constexpr):
     """The columns by which a term indexes its table; what lies beyond the table it masks.
 
-    Where the logits are not CONTIGUOUS, and loaded one by one, vectors of the table would be traded between threads
+    Where the logits are not loaded by VECTORS but one by one, vectors of the table would be traded between threads
     through shared memory, once per order. A zero that Triton cannot see through hides that the table is aligned.
     """
-    if not CONTIGUOUS:
+    if not VECTORS:
         column += tl.minimum(tl.program_id(0), 0)
     return column
+
+
+class Row(NamedTuple):
+    """What normalises a row: q = 2^(z c - base) share, p likewise, log(p / q) = log 2 (x_t - x_z) + shift."""
+
+    base: object
+    share: object
+    teacher_base: object
+    teacher_share: object
+    shift: object
+
+
+@triton.jit
+def row_of(top, total, teacher_top, teacher_total, c):
+    """From both sides' largest logits and sums of exponentials."""
+    base, teacher_base = base_of(top, c), base_of(teacher_top, c)
+    less = residue(top, c, base, total) - residue(teacher_top, c, teacher_base, teacher_total)
+    return Row(base, 1.0 / total, teacher_base, 1.0 / teacher_total, log_of_ratio(total, teacher_total) + less)
+
+
+@triton.jit
+def logarithm_of_ratio(x, teacher_x, shift):
+    """log(p / q) in nats from the exponents, before log q and log p round; 0 where both sides hold the same logits."""
+    return (teacher_x - x) * LN_2 + shift
 
 
 @triton.jit
@@ -122,7 +146,7 @@ def soft_gradient(h, q, H, factor, BALANCED: tl.constexpr):
 
 
 @triton.jit
-def hard_gradient(z, normaliser, column, label, hard):
+def hard_gradient(z, hard_base, hard_share, column, label, hard):
     """hard (softmax(student) - onehot(label)) at temperature 1."""
     onehot = tl.where(column == label, 1.0, 0.0)
-    return tl.where(hard != 0.0, hard * (tl.exp(log_softmax(z, normaliser, 1.0)) - onehot), 0.0)
+    return tl.where(hard != 0.0, hard * (tl.exp2(exponent(z, LOG2_E, hard_base)) * hard_share - onehot), 0.0)

@@ -13,7 +13,7 @@ class Tensors(NamedTuple):
 
 
 class Strides(NamedTuple):
-    """Row strides in elements."""
+    """Row strides in vectors."""
 
     student: int
     teacher: int

@@ -7,7 +7,7 @@ S and P are the softmax of the student and the teacher, G the one-hot label y, M
 
 Sums run over the columns other than y. At y, 1 - S_y is the sum of the other S, and S_y - P_y is taken from whichever
 of two forms is not a difference of numbers near 1: a confident student's distance must not drown in their rounding.
-Every function here takes (N,) rows or one scalar row, and tiles (N, K) as kernels/tile.py does.
+Every function here takes (N,) rows or one scalar row, and tiles as kernels/tile.py does.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .tile import load_logits, load_values
+from .tile import LOG2_E, base_of, load_logits, load_values
 
 STATISTICS = tl.constexpr(10)
 SMALLEST_DISTANCE = tl.constexpr(1e-18)
@@ -45,7 +45,7 @@ class Sums(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """softmax(z)_v = exp(z_v - peak) share."""
+    """softmax(z)_v = exponentials(z_v, peak) share."""
 
     peak: object
     share: object
@@ -73,8 +73,18 @@ def label_of(labels, row, rows, vocab, ignore_index):
 
 
 @triton.jit
+def exponentials(z, peak):
+    """e^(z - peak), up to the rounding of peak log2(e), which is the same in all columns and so leaves with the share.
+
+    One multiply-add, fused where products are not (backends/triton.py), and one exponential.
+    """
+    base = base_of(peak, LOG2_E)
+    return tl.exp2(tl.fma(z, tl.zeros_like(z) + LOG2_E, tl.zeros_like(z) - base))
+
+
+@triton.jit
 def probabilities(z, softmax):
-    return tl.exp(z - softmax.peak) * softmax.share
+    return exponentials(z, softmax.peak) * softmax.share
 
 
 @triton.jit
@@ -84,15 +94,25 @@ def without(tile, column, label):
 
 
 @triton.jit
-def at_label(tensors, strides, row, label, student, teacher):
-    """(S_y, P_y, M_y): one element per row of each."""
-    z = load_logits(tensors.student + row * strides.student + label.index, label.known, "evict_last")
-    t = load_logits(tensors.teacher + row * strides.teacher + label.index, label.known, "evict_last")
+def at_label(held, label, student, teacher, MEAN: tl.constexpr):
+    """(S_y, P_y, M_y): one element per row of each. held: what `rows_of` found."""
+    z = load_logits(held[0] + label.index, label.known, "evict_last")
+    t = load_logits(held[1] + label.index, label.known, "evict_last")
     m = tl.zeros_like(z)
-    if tensors.class_mean is not None:
-        mean = tensors.class_mean + label.index * strides.class_mean
-        m = load_values(mean + label.index, label.known, "evict_last")
+    if MEAN:
+        m = load_values(held[2] + label.index, label.known, "evict_last")
     return probabilities(z, student), probabilities(t, teacher), m
+
+
+@triton.jit
+def rows_of(tensors, strides, row, label, UNIT: tl.constexpr):
+    """Pointers to the rows of the student, the teacher and, if there is one, the label's class mean; strides are in
+    UNITs."""
+    student = tensors.student + row * (strides.student * UNIT)
+    mean = student
+    if tensors.class_mean is not None:
+        mean = tensors.class_mean + label.index * (strides.class_mean * UNIT)
+    return student, tensors.teacher + row * (strides.teacher * UNIT), mean
 
 
 @triton.jit
@@ -102,24 +122,24 @@ def no_sums(N: tl.constexpr):
 
 
 @triton.jit
-def joined(sums, q, p, m, MEAN: tl.constexpr):
-    """The sums (N,) joined by tiles (N, K) of S, P and M without the label's column."""
+def joined(sums, q, p, m, MEAN: tl.constexpr, SUM: tl.constexpr):
+    """The sums joined by tiles of S, P and M without the label's column, each of which SUM reduces to a sum's shape."""
     mm = sums.mm
     q_less_m = sums.q_less_m
     squared_q_less_m = sums.squared_q_less_m
     if MEAN:
         difference = q - m
-        mm += tl.sum(m * m, axis=1)
-        q_less_m += tl.sum(q * difference, axis=1)
-        squared_q_less_m += tl.sum(difference * difference, axis=1)
+        mm += SUM(m * m)
+        q_less_m += SUM(q * difference)
+        squared_q_less_m += SUM(difference * difference)
     difference = q - p
     return Sums(
-        sums.q + tl.sum(q, axis=1),
-        sums.p + tl.sum(p, axis=1),
-        sums.qq + tl.sum(q * q, axis=1),
-        sums.pp + tl.sum(p * p, axis=1),
-        sums.q_less_p + tl.sum(q * difference, axis=1),
-        sums.squared_q_less_p + tl.sum(difference * difference, axis=1),
+        sums.q + SUM(q),
+        sums.p + SUM(p),
+        sums.qq + SUM(q * q),
+        sums.pp + SUM(p * p),
+        sums.q_less_p + SUM(q * difference),
+        sums.squared_q_less_p + SUM(difference * difference),
         mm,
         q_less_m,
         squared_q_less_m,
@@ -203,7 +223,7 @@ def _pull(upstream, distance, SQUARED: tl.constexpr):
 
 
 @triton.jit
-def pull_of(tensors, strides, per_row, row, label, SQUARED: tl.constexpr, MEAN: tl.constexpr):
+def pull_of(student_row, per_row, row, label, SQUARED: tl.constexpr, MEAN: tl.constexpr):
     """Backward: the two softmaxes and what is to be done with them, from what forward left and the upstream."""
     upstream = per_row.upstream + row * (5 if MEAN else 3)
     distance = per_row.distances + row * (5 if MEAN else 3)
@@ -220,7 +240,7 @@ def pull_of(tensors, strides, per_row, row, label, SQUARED: tl.constexpr, MEAN: 
         average += to_mean * _load(kept + 9, label)
     student = Softmax(_load(kept, label), _load(kept + 1, label))
     teacher = Softmax(_load(kept + 2, label), _load(kept + 3, label))
-    z = load_logits(tensors.student + row * strides.student + label.index, label.known, "evict_last")
+    z = load_logits(student_row + label.index, label.known, "evict_last")
     reference = tl.where(rest < 0.5, at_label, 0.0)
     at_label -= reference
     average += probabilities(z, student) * at_label - reference * rest

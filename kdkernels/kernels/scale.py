@@ -4,31 +4,51 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["rows", "factor_stride"])
+@triton.jit
+def _scaled(factor, first, last, PER_ROW: tl.constexpr, CHECKED: tl.constexpr):
+    """Whether any of these rows has a factor other than 1. They are read CHECKED at a time, not tile by tile."""
+    if not PER_ROW:
+        return tl.load(factor).to(tl.float32) != 1.0
+    found = tl.zeros((CHECKED,), tl.int32)
+    for start in range(first, last, CHECKED):
+        row = start + tl.arange(0, CHECKED)
+        found |= (tl.load(factor + row, mask=row < last, other=1.0).to(tl.float32) != 1.0).to(tl.int32)
+    return tl.max(found, axis=0) > 0
+
+
+@triton.jit(do_not_specialize=["stride", "rows", "units", "tiles", "steps"])
 def scale_rows(
     gradient,
     factor,
     stride,
-    factor_stride,
     rows,
-    vocab,
+    units,
+    tiles,
+    steps,
+    UNIT: tl.constexpr,
+    PER_ROW: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    STEPS: tl.constexpr,
+    CHECKED: tl.constexpr,
 ):
-    """gradient[r, :] *= factor[r]; factor_stride is 0 for one factor of all rows.
+    """gradient[r, :] *= factor[r], or factor[0] for all rows.
 
-    Program (i, j) takes ROWS rows and STEPS tiles of BLOCK columns. Where its factors are all exactly 1 it ends there:
-    the answer to "is the upstream gradient 1?" never leaves the device. Grid: (ceil(rows / ROWS), ceil(vocab / (BLOCK
-    STEPS))).
+    Program (i, j) takes `tiles` times ROWS rows and `steps` tiles of BLOCK columns. Where its factors are all exactly 1
+    it ends there: the answer to "is the upstream gradient 1?" never leaves the device. The row stride and the columns
+    (units) are in multiples of UNIT, the width of a vector that may be loaded anywhere.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    by = tl.load(factor + row * factor_stride, mask=row < rows, other=1.0).to(tl.float32)
-    if tl.sum((by != 1.0).to(tl.int32), axis=0) > 0:
-        target = (gradient + row * stride)[:, None]
-        first = tl.program_id(1) * (BLOCK * STEPS)
-        for start in range(first, tl.minimum(first + BLOCK * STEPS, vocab), BLOCK):
-            column = start + tl.arange(0, BLOCK)[None, :]
-            inside = (row < rows)[:, None] & (column < vocab)
-            tile = tl.load(target + column, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
-            tl.store(target + column, (tile * by[:, None]).to(gradient.dtype.element_ty), mask=inside)
+    first = tl.program_id(0).to(tl.int64) * (tiles * ROWS)
+    last = tl.minimum(first + tiles * ROWS, rows)
+    if _scaled(factor, first, last, PER_ROW, CHECKED):
+        left = tl.program_id(1) * (steps * BLOCK)
+        right = tl.minimum(left + steps * BLOCK, units * UNIT)
+        for start in range(first, last, ROWS):
+            row = start + tl.arange(0, ROWS)
+            at = row if PER_ROW else row * 0
+            by = tl.load(factor + at, mask=row < last, other=1.0).to(tl.float32)[:, None]
+            target = gradient + (row * (stride * UNIT))[:, None]
+            for begin in range(left, right, BLOCK):
+                column = begin + tl.arange(0, BLOCK)[None, :]
+                inside = (row < last)[:, None] & (column < units * UNIT)
+                tile = tl.load(target + column, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+                tl.store(target + column, (tile * by).to(gradient.dtype.element_ty), mask=inside)

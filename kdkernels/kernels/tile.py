@@ -1,18 +1,23 @@
-"""What every schedule does to a tile of logits in registers: load it, gather softmax statistics, normalise it.
+"""What every schedule does to a tile of logits in registers: load it, gather softmax statistics, exponentiate it.
 
-A tile is (N, K). In the resident form its N rows are rows of the matrix; in the streaming form they are *lanes*, N
-interleaved slices of one row, so that a walk reduces K elements inside a thread and exchanges nothing between threads
-until it ends. The functions here reduce along axis 1 and do not care which of the two they serve.
+Everything is in base 2: with c = log2(e) / T, an exponent is x = z c - base, one fused multiply-add, and e = 2^x one
+instruction of the special-function unit. `base` is the row's largest z c, rounded; whatever it is rounded to, it is the
+same number in every column, so that e / sum e does not depend on it. (Beyond |z c| = 3.4e38 a row becomes NaN, as z / T
+does in PyTorch.)
 
-The *normaliser* of a row is (peak, high, low): its largest logit and log(sum exp((z - peak) / T)) in two parts.
+In the resident form a tile is (PARTS, ROWS, LANES, WIDTH): a row lies in LANES threads, WIDTH neighbouring columns of
+each of PARTS steps in one of them. In the streaming form it is (LANES, WIDTH): *lanes* are interleaved slices of one
+row, so that a walk reduces WIDTH elements inside a thread and exchanges nothing between threads until it ends.
 """
 
 import triton
 import triton.language as tl
 
-# Where a running maximum starts. Finite, so that (-inf) - peak is -inf and not NaN when a first tile is all -inf; the
+# Where a running maximum starts. Finite, so that (-inf) - base is -inf and not NaN when a first tile is all -inf; the
 # lowest float32, so that no finite logit lies below it.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 # log 2 in two parts. The high one has 15 significant bits, so its product with an exponent (8 bits) is exact.
 LOG2_HIGH = tl.constexpr(0.693145751953125)
 LOG2_LOW = tl.constexpr(1.4286068203094173e-06)
@@ -20,20 +25,119 @@ LOG2_LOW = tl.constexpr(1.4286068203094173e-06)
 
 @triton.jit
 def load_logits(pointer, inside, EVICTION: tl.constexpr):
-    """Logits as float32, -inf outside: a padding lane has probability 0 on both sides."""
-    return tl.load(pointer, mask=inside, other=float("-inf"), eviction_policy=EVICTION).to(tl.float32)
+    """Logits as float32, -inf outside: a padding lane has probability 0 on both sides. inside of None: all are."""
+    if inside is None:
+        z = tl.load(pointer, eviction_policy=EVICTION)
+    else:
+        z = tl.load(pointer, mask=inside, other=float("-inf"), eviction_policy=EVICTION)
+    return z.to(tl.float32)
 
 
 @triton.jit
 def load_values(pointer, inside, EVICTION: tl.constexpr):
-    """Numbers that are no logits as float32, 0 outside."""
-    return tl.load(pointer, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
+    """Numbers that are no logits as float32, 0 outside. inside of None: all are."""
+    if inside is None:
+        tile = tl.load(pointer, eviction_policy=EVICTION)
+    else:
+        tile = tl.load(pointer, mask=inside, other=0.0, eviction_policy=EVICTION)
+    return tile.to(tl.float32)
 
 
 @triton.jit
 def store_streamed(pointer, tile, inside):
     """Store in the pointer's dtype, marked as not read again: it should not push logits out of the caches."""
-    tl.store(pointer, tile.to(pointer.dtype.element_ty), mask=inside, cache_modifier=".cs")
+    if inside is None:
+        tl.store(pointer, tile.to(pointer.dtype.element_ty), cache_modifier=".cs")
+    else:
+        tl.store(pointer, tile.to(pointer.dtype.element_ty), mask=inside, cache_modifier=".cs")
+
+
+@triton.jit
+def places(LANES: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    """Columns of a resident tile, (PARTS, 1, LANES, WIDTH): WIDTH neighbours are one vector load of a thread."""
+    part = tl.arange(0, PARTS)[:, None, None, None]
+    lane = tl.arange(0, LANES)[None, None, :, None]
+    return part * (LANES * WIDTH) + lane * WIDTH + tl.arange(0, WIDTH)[None, None, None, :]
+
+
+@triton.jit
+def by_row(row):
+    """A number of each row, (ROWS,), against resident tiles."""
+    return row[None, :, None, None]
+
+
+@triton.jit
+def sum_of_rows(tile):
+    """(PARTS, ROWS, LANES, WIDTH) to (ROWS,): inside a thread first, then over the lanes."""
+    return tl.sum(tl.sum(tl.sum(tile, axis=3), axis=0), axis=1)
+
+
+@triton.jit
+def top_of_rows(tile):
+    return tl.max(tl.max(tl.max(tile, axis=3), axis=0), axis=1)
+
+
+@triton.jit
+def base_of(top, c):
+    """What exponents are taken relative to. Not below the lowest number: (-inf) c - (-inf) would be NaN."""
+    return tl.maximum(top * c, LOWEST)
+
+
+@triton.jit
+def exponent(z, c, base):
+    """One fused multiply-add: z c is not rounded before the base is taken from it."""
+    return z * c - base
+
+
+@triton.jit
+def sum_with(total, old_top, top, z, c):
+    """The running sum of exponentials, (LANES,), moved from old_top to top and joined by the tile z (LANES, WIDTH)."""
+    base = base_of(top, c)
+    kept = total * tl.exp2(base_of(old_top, c) - base)
+    return kept + tl.sum(tl.exp2(exponent(z, c, base[:, None])), axis=1)
+
+
+@triton.jit
+def sum_over_lanes(total, lane_top, top, c):
+    """The sum of exponentials of one row from those of its lanes or parts (N,); one that saw no logit adds 0."""
+    return tl.sum(total * tl.exp2(base_of(lane_top, c) - base_of(top, c)), axis=0)
+
+
+@triton.jit
+def parts_of_log2(total):
+    """(k, m) with total = 2^k m, m in [1, 2); (0, total) for a total that is 0, infinite or NaN."""
+    regular = (total > 1e-30) & (total < float("inf"))
+    bits = total.to(tl.int32, bitcast=True)
+    k = tl.where(regular, (bits >> 23) - 127, 0).to(tl.float32)
+    return k, tl.where(regular, ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True), total)
+
+
+@triton.jit
+def residue(top, c, base, total):
+    """What log(total) misses: the largest logit's exponent is not 0 but the rounding r of its base, and 2^r, which a
+    float32 near 1 can hardly tell from 1, weighs most in a peaked row. To first order (2^r - e_top) / total."""
+    r = exponent(top, c, base)
+    return ((1.0 - tl.exp2(r)) + r * LN_2) / total
+
+
+@triton.jit
+def log_of_ratio(a, b):
+    """log(a / b) of two sums, to the last bits: what it is off by would be the same error in every column.
+
+    Exactly 0 where they are equal.
+    """
+    ka, ma = parts_of_log2(a)
+    kb, mb = parts_of_log2(b)
+    return (ka - kb) * LOG2_HIGH + ((ka - kb) * LOG2_LOW + (tl.log(ma) - tl.log(mb)))
+
+
+@triton.jit
+def cross_entropy_of(chosen, top, total):
+    """-log softmax(z)[label] at temperature 1 from the label's logit and the row's largest and sum of exponentials."""
+    base = base_of(top, LOG2_E)
+    k, m = parts_of_log2(total)
+    small = residue(top, LOG2_E, base, total) - exponent(top, LOG2_E, base) * LN_2
+    return ((top - chosen) + k * LOG2_HIGH) + (k * LOG2_LOW + tl.log(m) + small)
 
 
 @triton.jit
@@ -50,63 +154,3 @@ def lanes_of(LANES: tl.constexpr, WIDTH: tl.constexpr, CONTIGUOUS: tl.constexpr)
     else:
         column = lane + part * LANES
     return column
-
-
-@triton.jit
-def peak_with(peak, z):
-    """The running maximum (N,) after the tile z (N, K) joined. It may drop NaN; the sum of exponentials keeps it."""
-    return tl.maximum(peak, tl.max(z, axis=1))
-
-
-@triton.jit
-def total_with(total, old_peak, peak, z, inverse_temperature):
-    """The running sum of exp((z - peak) / T), (N,), moved from old_peak to peak and joined by the tile z (N, K)."""
-    kept = total * tl.exp((old_peak - peak) * inverse_temperature)
-    return kept + tl.sum(tl.exp((z - peak[:, None]) * inverse_temperature), axis=1)
-
-
-@triton.jit
-def total_of(peak, z, inverse_temperature):
-    """sum exp((z - peak) / T) of whole rows z (N, K), (N,)."""
-    return tl.sum(tl.exp((z - peak[:, None]) * inverse_temperature), axis=1)
-
-
-@triton.jit
-def total_over_lanes(total, lane_peak, peak, inverse_temperature):
-    """The sum of exponentials of one row from those of its lanes (N,); a lane that saw no logit adds 0."""
-    return tl.sum(total * tl.exp((lane_peak - peak) * inverse_temperature), axis=0)
-
-
-@triton.jit
-def normaliser(peak, total):
-    """(peak, high, low) with high + low = log(total) to 6e-8, where one float32 near log(1e5) would round by 5e-7.
-
-    total = 2^k m: high = k LOG2_HIGH is exact, low = k LOG2_LOW + log m with m in [1, 2). A total of 0 (all logits
-    -inf) or NaN takes the plain logarithm and so becomes PyTorch's NaN. What remains of a row's systematic error is the
-    rounding of log q itself: columns that share a binade and a grid are off by the same half unit, 5e-7 at most.
-    """
-    regular = (total >= 1.0) & (total < float("inf"))  # the largest logit alone adds 1
-    bits = total.to(tl.int32, bitcast=True)
-    exponent = tl.where(regular, (bits >> 23) - 127, 0).to(tl.float32)
-    mantissa = tl.where(regular, ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True), total)
-    return peak, exponent * LOG2_HIGH, exponent * LOG2_LOW + tl.log(mantissa)
-
-
-@triton.jit
-def over_columns(row):
-    """A normaliser of (N,) parts, to be used against (N, K) tiles."""
-    return row[0][:, None], row[1][:, None], row[2][:, None]
-
-
-@triton.jit
-def log_softmax(z, row, inverse_temperature):
-    """(z - peak) / T - log(total) for the normaliser row = (peak, high, low), whose parts broadcast against z."""
-    return ((z - row[0]) * inverse_temperature - row[1]) - row[2]
-
-
-@triton.jit
-def logarithms(z, t, student, teacher, inverse_temperature):
-    """(log q, log p, log(p / q)) of a tile; the ratio from the parts, before log q and log p round."""
-    z = (z - student[0]) * inverse_temperature - student[1]
-    t = (t - teacher[0]) * inverse_temperature - teacher[1]
-    return z - student[2], t - teacher[2], (t - z) - (teacher[2] - student[2])

@@ -41,7 +41,26 @@ class jit:
         return triton.jit(self.function)
 
 
-__all__ = ["Loss", "divergence_sum", "in_open_unit_interval", "jit", "log_mixture", "tl"]
+class constexpr(jit):
+    """A function of Python's that is called while a term is compiled, made as late."""
+
+    @functools.cached_property
+    def made(self) -> Any:
+        from triton.runtime.jit import constexpr_function
+
+        return constexpr_function(self.function)
+
+
+@constexpr
+def is_cuda() -> bool:
+    """Whether a term is being compiled for an NVIDIA GPU; not so in Triton's interpreter."""
+    from triton import knobs
+    from triton.language import target_info
+
+    return not knobs.runtime.interpret and bool(target_info.is_cuda())
+
+
+__all__ = ["Loss", "divergence_sum", "in_open_unit_interval", "is_cuda", "jit", "log_mixture", "tl"]
 
 
 @dataclass(frozen=True)

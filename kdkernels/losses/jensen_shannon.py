@@ -8,12 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from .base import Loss, divergence_sum, in_open_unit_interval, jit, log_mixture, tl
-from .mixture import log_over_mixture
+from .mixture import against_mixture
 
 
 @jit
 def _term(log_ratio, q, p, column, parameter, table):
-    log_p_over_m, log_q_over_m, _ = log_over_mixture(log_ratio, q, p, parameter)
+    log_p_over_m, log_q_over_m, _ = against_mixture(log_ratio, parameter)
     h = tl.where(q == 0.0, 0.0, (1.0 - parameter) * q * log_q_over_m)
     return tl.where(p == 0.0, 0.0, parameter * p * log_p_over_m) + h, h
 

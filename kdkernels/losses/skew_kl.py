@@ -8,15 +8,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from .base import Loss, divergence_sum, in_open_unit_interval, jit, log_mixture, tl
-from .mixture import log_over_mixture
+from .mixture import against_mixture
 
 
 @jit
 def _term(log_ratio, q, p, column, parameter, table):
     student = 1.0 - parameter
-    log_p_over_m, _, m = log_over_mixture(log_ratio, q, p, parameter)
+    log_p_over_m, _, gap = against_mixture(log_ratio, parameter)
     f = tl.where(p == 0.0, 0.0, p * log_p_over_m)
-    return f, tl.where(m == 0.0, 0.0, student * student * q * ((q - p) / m))
+    return f, tl.where(q == 0.0, 0.0, -student * student * q * gap)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from .base import Loss, divergence_sum, in_open_unit_interval, jit, log_mixture, tl
-from .mixture import log_over_mixture
+from .mixture import against_mixture
 
 
 @jit
 def _term(log_ratio, q, p, column, parameter, table):
-    _, log_q_over_m, m = log_over_mixture(log_ratio, q, p, 1.0 - parameter)
+    _, log_q_over_m, gap = against_mixture(log_ratio, 1.0 - parameter)
     f = tl.where(q == 0.0, 0.0, q * log_q_over_m)
-    return f, f + tl.where(m == 0.0, 0.0, parameter * (1.0 - parameter) * q * ((p - q) / m))
+    return f, tl.where(q == 0.0, 0.0, f + parameter * (1.0 - parameter) * q * gap)
 
 
 @dataclass(frozen=True)
