@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: help setup demo complexity test bench bench-quick report lint format clean
+.PHONY: help setup demo complexity test fuzz bench bench-quick report lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## / - /'
@@ -29,6 +29,9 @@ complexity: setup  ## how complex labels and teachers are for a student, over it
 
 test: setup  ## every test
 	$(RUN) -m pytest
+
+fuzz: setup  ## a million random calls against the float64 oracle, about an hour of two cores; SEED=7 START=250000 goes on
+	$(RUN) python_tests/fuzz_drive.py $(if $(SEED),--seed $(SEED)) $(if $(START),--start $(START))
 
 bench: setup  ## the microbenchmarks, under 10 minutes; results go to bench/results
 	$(RUN) -m bench.run
