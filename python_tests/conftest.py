@@ -60,7 +60,7 @@ TARGETS = [
 
 # What a quick run leaves out: files whose tests wait for other programs - compilers, demos, processes, training runs.
 OTHER_PROGRAMS = re.compile(
-    r"\b(subprocess|multiprocessing|run_examples|cuda_host|torch\.compile|transformers|_triton\w*)\b"
+    r"\b(subprocess|multiprocessing|run_examples|kdkernels\.demo|cuda_host|torch\.compile|transformers|_triton\w*)\b"
 )
 QUICK_CASES = 3
 
