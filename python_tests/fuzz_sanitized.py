@@ -86,7 +86,7 @@ def run(kind: str, place: Path) -> bool:
     for old in place.glob("report*"):
         old.unlink()
     suite = [f"python_tests/{name}.py" for name in SUITES[kind].split()]
-    pytest = ["pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "-k", f"not ({LEFT_OUT})", *suite]
+    pytest = ["pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "--no-summary", "-k", f"not ({LEFT_OUT})", *suite]
     fuzz = ["python_tests.fuzz_sanitized", "--play", str(CASES[kind])]
     for rest in (pytest, fuzz):
         code = subprocess.run(
