@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 LOG := $(VENV)/setup.log
+JOBS ?= 2
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: help setup demo complexity test bench bench-quick report lint format clean
+.PHONY: help setup demo complexity test test-quick sanitize fuzz bench bench-quick report lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## / - /'
@@ -30,8 +31,17 @@ demo: setup  ## distil a digits classifier with several losses: a table and two 
 complexity: setup  ## how complex labels and teachers are for a student, over its training (CPU, under 5 minutes)
 	$(RUN) -m kdkernels.demo.complexity
 
-test: setup  ## every test
-	$(RUN) -m pytest
+test: setup  ## every test, on two cores
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile
+
+test-quick: setup  ## two minutes of tests: every test function that waits for no other program, with three of its cases
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile --quick
+
+sanitize: setup  ## the native kernels under address, undefined-behaviour and thread sanitizers (needs g++'s libraries)
+	$(RUN) python_tests/fuzz_sanitized.py
+
+fuzz: setup  ## a million random calls against the float64 oracle, about an hour of two cores; SEED=7 START=250000 goes on
+	$(RUN) python_tests/fuzz_drive.py $(if $(SEED),--seed $(SEED)) $(if $(START),--start $(START))
 
 bench: setup  ## the microbenchmarks, under 10 minutes; results go to bench/results
 	$(RUN) -m bench.run

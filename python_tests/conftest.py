@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 # Before torch loads its OpenMP: threads that spin at a barrier take ten times as long where others use the cores too.
@@ -53,6 +56,36 @@ TARGETS = [
     for target in WHERE
     for isa in (_C.instruction_sets() if target[:2] == ("cpu", "native") else [None])
 ]
+
+
+# What a quick run leaves out: files whose tests wait for other programs - compilers, demos, processes, training runs.
+OTHER_PROGRAMS = re.compile(
+    r"\b(subprocess|multiprocessing|run_examples|kdkernels\.demo|cuda_host|torch\.compile|transformers|_triton\w*)\b"
+)
+QUICK_CASES = 3
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="make test-quick: see CONTRIBUTING.md for what is left out")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A quick run has every test function of the files that are left, with the first, middle and last of its cases."""
+    if not config.getoption("--quick"):
+        return
+    cases: dict[tuple, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if not OTHER_PROGRAMS.search(_source(item.path)):
+            cases[item.path, item.originalname].append(item)
+    kept = {id(each[len(each) * i // (QUICK_CASES - 1)]) for each in cases.values() for i in range(QUICK_CASES - 1)}
+    kept |= {id(each[-1]) for each in cases.values()}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
+
+
+@cache
+def _source(path: Path) -> str:
+    return path.read_text()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,6 +5,7 @@ Nothing here calls a loss of kdkernels: classes are looked up by name and asked 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,8 +47,13 @@ def _reverse_kl(q, p, log_q, log_p, _):
     return f, f + q
 
 
+def _log_mixture(share, log_a, log_b):
+    """log(share a + (1 - share) b), finite also where a or b is so small that its share underflows."""
+    return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
+
+
 def _jensen_shannon(q, p, log_q, log_p, beta):
-    log_m = (beta * p + (1 - beta) * q).log()
+    log_m = _log_mixture(beta, log_p, log_q)
     student = times_log(q, log_q, log_m)
     return beta * times_log(p, log_p, log_m) + (1 - beta) * student, (1 - beta) * student
 
@@ -58,12 +64,12 @@ def _total_variation(q, p, log_q, log_p, _):
 
 def _skew_kl(q, p, log_q, log_p, alpha):
     m = alpha * p + (1 - alpha) * q
-    return times_log(p, log_p, m.log()), torch.where(m == 0, 0.0, -(1 - alpha) * p * q / m)
+    return times_log(p, log_p, _log_mixture(alpha, log_p, log_q)), torch.where(m == 0, 0.0, -(1 - alpha) * p * q / m)
 
 
 def _skew_reverse_kl(q, p, log_q, log_p, alpha):
     m = alpha * q + (1 - alpha) * p
-    f = times_log(q, log_q, m.log())
+    f = times_log(q, log_q, _log_mixture(alpha, log_q, log_p))
     return f, f + torch.where(m == 0, 0.0, q - alpha * q * q / m)
 
 

@@ -118,6 +118,18 @@ def check_distances(values: Tensor, answer: Answer, peer: Answer, scale: Scale, 
     )
 
 
+def gradient_limit(
+    answer: Answer, peer: Answer, scale: Scale, stored: torch.dtype, dtype: torch.dtype, roundings: int = 1
+) -> Tensor:
+    """How far each element of a gradient that is kept as ``stored`` may be off."""
+    floor, ref = FLOORS[stored], answer.gradient
+    limit = _error(peer.gradient, ref) + answer.slack
+    limit = (
+        limit + FLOORS[dtype].probability * scale.gradient + roundings * (floor.rounding * ref.abs() + floor.smallest)
+    )
+    return limit + (scale.depth - 1.0) * FLOORS[dtype].rounding * ref.abs()
+
+
 def check_gradient(
     gradient: Tensor, answer: Answer, peer: Answer, scale: Scale, dtype: torch.dtype, roundings: int = 1
 ) -> None:
@@ -129,13 +141,7 @@ def check_gradient(
     stored, arithmetic_floor = FLOORS[gradient.dtype], FLOORS[dtype]
     got, ref = gradient.detach().cpu().double(), answer.gradient
     error = (got - ref).abs()
-    limit = _error(peer.gradient, ref) + answer.slack
-    limit = (
-        limit
-        + arithmetic_floor.probability * scale.gradient
-        + roundings * (stored.rounding * ref.abs() + stored.smallest)
-    )
-    limit = limit + (scale.depth - 1.0) * arithmetic_floor.rounding * ref.abs()
+    limit = gradient_limit(answer, peer, scale, gradient.dtype, dtype, roundings)
     worst = int((error - limit).argmax())
     row, column = divmod(worst, ref.shape[-1])
     assert bool((error <= limit).all()), (
