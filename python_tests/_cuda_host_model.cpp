@@ -4,7 +4,6 @@
 #define KD_NAMESPACE kd_host
 
 #include "_cuda_host_schedules.h"
-#include "cuda/plan.h"
 
 namespace KD_NAMESPACE {
 
@@ -125,6 +124,14 @@ int kd_trilateral_backward(Shape shape, int dtype, int64_t step, Matrix student,
                         .squared = squared};
   return with_element(dtype, [&](auto element) { return trilateral_backward<decltype(element)>(call, step, shape); });
 }
+
+int kd_scale(Shape shape, int dtype, int blocks, Matrix gradient, const float *factor, bool per_row, int64_t rows,
+             int64_t vocab) {
+  const Scale call{.gradient = gradient, .factor = factor, .per_row = per_row, .rows = rows, .vocab = vocab};
+  return with_element(dtype, [&](auto element) { return scale<decltype(element)>(call, blocks, shape); });
+}
+
+Shares kd_shares(int64_t rows, int64_t vocab, int blocks) { return shares_of(rows, vocab, blocks); }
 
 Plan kd_plan(int64_t vocab, int64_t item, int tensors, int64_t shared, int largest_cluster) {
   return plan_for(vocab, item, tensors, {shared, largest_cluster});

@@ -3,7 +3,11 @@
 #pragma once
 
 #include "_cuda_host_team.h"
+#include "cuda/plan.h"
+#include "cuda/scale.h"
 #include "cuda/works.h"
+
+#include <algorithm>
 
 namespace KD_NAMESPACE {
 
@@ -50,6 +54,21 @@ template <class Element> int trilateral_backward(const Trilateral &call, int64_t
       trilateral_backward_columns<Element>(call, member, row, slice);
     }
   });
+}
+
+// The blocks of a grid one after the other, each a team of its own.
+template <class Element> int scale(const Scale &call, int blocks, const Shape &shape) {
+  const Shares shares = shares_of(call.rows, call.vocab, blocks);
+  int overruns = 0;
+  for (int64_t place = 0; place < int64_t(shares.down) * shares.across; ++place) {
+    const int64_t first = place / shares.across * shares.rows, column = place % shares.across * shares.columns;
+    const int64_t last = std::min(first + shares.rows, call.rows), left = call.vocab - column;
+    Team team(1, shape.threads, 0);
+    overruns += over_rows(team, 1, [&](const Member &member, int64_t) {
+      scale_part<Element>(call, member, first, last, Slice{column, int(std::min<int64_t>(left, shares.columns))});
+    });
+  }
+  return overruns;
 }
 
 } // namespace KD_NAMESPACE

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from ctypes import CDLL, Structure, c_bool, c_char_p, c_double, c_int, c_int64, c_void_p
+from ctypes import CDLL, Structure, c_bool, c_char_p, c_double, c_int, c_int64, c_uint, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +38,10 @@ class Plan(Structure):
 
 class Slice(Structure):
     _fields_ = (("first", c_int64), ("columns", c_int))
+
+
+class Shares(Structure):
+    _fields_ = (("rows", c_int64), ("columns", c_int), ("down", c_uint), ("across", c_uint))
 
 
 class Team(NamedTuple):
@@ -109,17 +113,19 @@ class Host:
             "softmax_backward": (*shared, m, m, m, *sizes, c_double, c_bool),
             "trilateral": (*shared, m, m, m, p, p, p, *sizes, c_int64, c_bool),
             "trilateral_backward": (*shared, c_int64, m, m, m, m, p, p, p, p, *sizes, c_int64, c_bool),
+            "scale": (*shared, c_int, m, p, c_bool, *sizes),
+            "shares": (*sizes, c_int),
             "plan": (c_int64, c_int64, c_int, c_int64, c_int),
             "slice": (c_int64, c_int, c_int),
             "losses": (),
             "statistics": (),
         }
-        results = {"plan": Plan, "slice": Slice, "losses": c_char_p}
+        results = {"plan": Plan, "shares": Shares, "slice": Slice, "losses": c_char_p}
         for name, types in arguments.items():
             function = getattr(library, f"kd_{name}")
             function.argtypes, function.restype = types, results.get(name, c_int)
             setattr(self, f"_{name}", function)
-        self.plan, self.slice = self._plan, self._slice
+        self.plan, self.slice, self.shares = self._plan, self._slice, self._shares
         self.losses = self._losses().decode().rstrip(",").split(",")
         self.statistics = self._statistics()
 
@@ -208,6 +214,11 @@ class Host:
         per_row = map(_address, (labels, distances, statistics, upstream))
         dtype, shape = DTYPES[student.dtype], student.shape
         self._call(self._trilateral_backward, team, dtype, step, *matrices, *per_row, *shape, ignore_index, squared)
+
+    def scale_rows(self, team: Team, gradient: Tensor, factor: Tensor, blocks: int = 4) -> None:
+        """In place, over a grid of at most so many blocks."""
+        arguments = (_matrix(gradient), _address(factor), factor.dim() > 0, *gradient.shape)
+        self._call(self._scale, team, DTYPES[gradient.dtype], blocks, *arguments)
 
     @staticmethod
     def _call(function, team: Team, *arguments) -> None:

@@ -117,3 +117,14 @@ def test_a_row_is_held_by_one_block_as_long_as_it_is_comfortable(host, item, dev
     for vocab in (1025, 4096, 8192):
         plan = host.plan(vocab, item, 2, *device)
         assert plan.form == BLOCK
+
+
+@pytest.mark.parametrize("blocks", [1, 7, 132 * 4])
+def test_shares_cover_rows_and_columns_once_in_no_more_blocks_than_run_at_once(host, blocks):
+    for rows in (1, 2, 131, 132, 528, 529, 4096, 65536, 3_000_000_000):
+        for vocab in (1, 100, 1000, 4097, 128256):
+            shares = host.shares(rows, vocab, blocks)
+            assert 0 < shares.down * shares.across <= blocks
+            assert (shares.down - 1) * shares.rows < rows <= shares.down * shares.rows
+            assert (shares.across - 1) * shares.columns < vocab <= shares.across * shares.columns
+            assert shares.columns % 8 == 0  # so that vectors begin where they would in the whole row

@@ -13,6 +13,7 @@ struct Where {
   void *stream;
   int64_t shared;      // bytes of shared memory that a block may ask for
   int largest_cluster; // 1 where there are none
+  int processors;
 };
 
 // All tensors of a call have the table's dtype (class_mean: any); everything per row is float.

@@ -47,7 +47,8 @@ Where where(int device, void *stream) {
     throw std::runtime_error("kdkernels: CUDA device " + std::to_string(device) + " is older than sm_80");
   // 16 is Hopper's and later data-centre chips' to allow; whether a launch fits is asked before it.
   const int largest = version >= 90 && version < 120 ? 16 : 1;
-  return {device, stream, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device), largest};
+  return {device, stream, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device), largest,
+          attribute(cudaDevAttrMultiProcessorCount, device)};
 }
 
 } // namespace kd_cuda

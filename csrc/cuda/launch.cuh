@@ -9,6 +9,7 @@
 #include "cuda.h"
 #include "group.cuh"
 #include "plan.h"
+#include "scale.h"
 #include "works.h"
 
 namespace KD_NAMESPACE {
@@ -60,20 +61,14 @@ __global__ void __launch_bounds__(kThreads) trilateral_gradient(const __grid_con
   trilateral_backward_columns<Element>(call, Block(places), blockIdx.x, Slice{first, count});
 }
 
-// gradient[r, :] *= factor[r]; where the factor is exactly 1 nothing is read or written.
 template <class Element>
-__global__ void __launch_bounds__(kThreads) scale_rows(const __grid_constant__ kd_calls::Scale call) {
-  const int64_t row = blockIdx.x, first = int64_t(blockIdx.y) * kThreads * kColumnSteps;
-  const float factor = static_cast<const float *>(call.factor)[call.per_row ? row : 0];
-  if (factor == 1)
-    return;
-  for (int i = 0; i < kColumnSteps; ++i) {
-    const int64_t column = first + i * kThreads + threadIdx.x;
-    if (column < call.vocab) {
-      auto *place = column_of<Element>(call.gradient, row, column);
-      *place = Element::from_float(Element::to_float(*place) * factor);
-    }
-  }
+__global__ void __launch_bounds__(kThreads)
+    scale_rows(const __grid_constant__ Scale call, const __grid_constant__ Shares shares) {
+  __shared__ Places places;
+  const int64_t first = int64_t(blockIdx.x) * shares.rows, last = first + shares.rows;
+  const int64_t column = int64_t(blockIdx.y) * shares.columns, left = call.vocab - column;
+  const int columns = static_cast<int>(left < shares.columns ? left : shares.columns);
+  scale_part<Element>(call, Block(places), first, last < call.rows ? last : call.rows, Slice{column, columns});
 }
 
 inline void check(cudaError_t error, const char *what, const char *dtype) {
@@ -203,12 +198,13 @@ template <class Element> void launch_trilateral_gradient(const Trilateral &call,
          where, call);
 }
 
-template <class Element> void launch_scale(const kd_calls::Scale &call, const Where &where) {
-  if (call.rows == 0)
+template <class Element> void launch_scale(const Scale &call, const Where &where) {
+  if (call.rows == 0 || call.vocab == 0)
     return;
   const OnDevice guard(where.device);
-  const dim3 grid(grid_rows(call.rows, 1), blocks_for(call.vocab, kThreads * kColumnSteps));
-  launch(scale_rows<Element>, "scale_rows", Element::name, grid, {Form::block, kThreads, 0, 1, 0}, where, call);
+  const Shares shares = shares_of(call.rows, call.vocab, where.processors * kScalingBlocks);
+  launch(scale_rows<Element>, "scale_rows", Element::name, dim3(shares.down, shares.across),
+         {Form::block, kThreads, 0, 1, 0}, where, call, shares);
 }
 
 } // namespace KD_NAMESPACE

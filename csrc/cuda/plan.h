@@ -58,4 +58,22 @@ inline Plan plan_for(int64_t vocab, int64_t item, int tensors, const Limits &lim
   return {blocks == 1 ? Form::block : Form::cluster, kThreads, 0, blocks, share(blocks)};
 }
 
+// A map over rows and columns: block (i, j) takes rows [i rows, (i + 1) rows) and columns [j columns, (j + 1) columns).
+struct Shares {
+  int64_t rows;
+  int columns;
+  unsigned down, across; // the grid
+};
+
+// As many blocks of kThreads as a multiprocessor holds at once: where the factor is 1 a launch costs its blocks' start.
+constexpr int kScalingBlocks = 4;
+
+// Over at most `blocks` blocks; columns are divided, in runs of kThreads vectors of 8, where there are fewer rows.
+inline Shares shares_of(int64_t rows, int64_t vocab, int blocks) {
+  const auto parts = [](int64_t of, int64_t by) { return (of + by - 1) / by; };
+  const int64_t per_block = parts(rows, blocks), down = parts(rows, per_block), run = 8 * kThreads;
+  const int64_t columns = parts(parts(vocab, run), blocks / down) * run;
+  return {per_block, static_cast<int>(columns), unsigned(down), unsigned(parts(vocab, columns))};
+}
+
 } // namespace KD_NAMESPACE
