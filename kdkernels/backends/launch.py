@@ -50,10 +50,10 @@ def _form(
     table: tuple[config.Resident | config.Streaming, ...], vocab: int, unit: int, item: int, target: tuple[str, int]
 ) -> _Form:
     """For rows of so many columns of `item` bytes in the first tensor, which vectors of `unit` may touch."""
-    row = config.choose(table, vocab)
+    row = config.choose(table, vocab * item)
     if isinstance(row, config.Resident):
-        threads = max(row.threads, target[1])
-        rows, parts = max(threads // row.lanes, 1), _power_of_two(_ceil_div(vocab, row.lanes * unit))
+        threads = max(row.lanes, target[1])
+        rows, parts = threads // row.lanes, _power_of_two(_ceil_div(vocab, row.lanes * unit))
         return _Form(0, rows, threads, unit, {"LAYOUT": (unit, parts, rows, row.lanes)})
     layout, threads = _streamed(row, unit, item)
     return _Form(1, 1, threads, layout[2], {"LAYOUT": layout, **_registers(row, target)})
@@ -64,7 +64,7 @@ def _streamed(row: config.Streaming | config.Split, unit: int, item: int) -> tup
     # By the first tensor: with the narrower of two, Triton trades tiles through shared memory where the second is it.
     width = min(16 // item, row.widest)
     width, unit = (width, width) if unit >= width else (row.narrow, 1)
-    lanes = min(row.tile // width, 1024)
+    lanes = min(row.tile[item > 2] // width, 1024)
     return (lanes, width, unit), lanes
 
 
@@ -91,7 +91,7 @@ def _in_vectors(arguments: tuple[Any, ...], unit: int) -> tuple[Any, ...]:
 
 def parts_of(split: config.Split, rows: int, vocab: int, tile: int, processors: int) -> int:
     """Into how many parts each of so many rows is split; 1 where a program per row fills the device."""
-    if vocab <= split.vocab or rows >= processors:
+    if vocab <= split.vocab or 2 * rows > processors:
         return 1
     wanted = _power_of_two(_ceil_div(split.fill * processors, max(rows, 1)))  # a power of two: few variants to compile
     return min(wanted, _power_of_two(_ceil_div(vocab, split.tiles * tile) + 1) // 2)
@@ -110,7 +110,7 @@ def over_parts(
     """
     first = _first(tensors)
     rows, vocab = first.shape
-    if vocab <= split.vocab or rows == 0 or rows >= processors(first):
+    if vocab <= split.vocab or rows == 0 or 2 * rows > processors(first):
         return False
     layout, threads = _streamed(split, vector_of(vocab, tensors), first.element_size())
     tile, unit = layout[0] * layout[1], layout[2]

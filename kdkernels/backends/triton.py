@@ -102,7 +102,7 @@ def divergence(
     per_class = table is not None and table.shape[1] > 1
     if not per_class and launch.over_parts(config.SPLIT, kernels.split, arguments, tensors, term):
         return value
-    configs = config.DIVERGENCE_PER_CLASS if per_class else config.DIVERGENCE
+    configs = config.DIVERGENCE if table is None else config.DIVERGENCE_WITH_TABLE
     launch.over_rows(configs, kernels.divergence, arguments, tensors, term)
     return value
 

@@ -12,26 +12,26 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """Rows of up to `vocab` columns: a program of `threads` threads holds rows in registers, each spread over `lanes`
-    of them: one row where the lanes are all threads, else as many as fill them."""
+    """Rows of up to `size` bytes: a program holds rows in registers, each spread over `lanes` threads: one row where
+    those are a warp or more, else as many as a warp holds."""
 
-    vocab: int
+    size: int
     lanes: int
-    threads: int
     reason: str
 
 
 @dataclass(frozen=True, eq=False)
 class Streaming:
-    """Rows of up to `vocab` columns: a program walks one in tiles of `tile` columns, 16 bytes of the first tensor, but
-    at most `widest` columns, to a thread.
+    """Rows of up to `size` bytes: a program walks one in tiles, 16 bytes, but at most `widest` columns, to a thread.
+
+    `tile` is their columns for two-byte and for wider logits.
 
     `narrow` is the number of columns per thread and tile instead where a row may not be loaded by vectors, and
     `registers` a bound per thread that is handed to ptxas (AMD's compiler derives its own from the threads).
     """
 
-    vocab: int
-    tile: int
+    size: int
+    tile: tuple[int, int]
     narrow: int
     registers: int
     reason: str
@@ -46,7 +46,7 @@ class Split:
     vocab: int
     fill: int
     tiles: int
-    tile: int
+    tile: tuple[int, int]
     narrow: int
     registers: int
     reason: str
@@ -75,58 +75,68 @@ class Shared:
 
 UNBOUNDED = 2**31 - 1
 
-# Sixteen columns to a thread, thirty-two where a row has a warp to itself or more: measured, 65536x1000 bf16 forward KL
-# takes 109 us with a warp a row, 119 with two, 149 with four and 258 with 256 threads for two rows; 262144x100 takes 53
-# with 8 lanes a row, 84 with 16, 163 with 32. Programs of one warp reduce without a barrier.
+# Sizes are bytes of a row of the student. Measured on an H200 (2^28 bf16 or 2^27 float32 logits a side, value and
+# gradient, as a share of torch.add's speed): forward KL in bf16, 10 columns 32 % with 2 lanes, 19 with 1 and 18 with 4;
+# 100 columns 66 with 8, 47 with 4, 45 with 16; 256 83 with 16, 72 with 8, 58 with 32; 1000 71 with 32, 75 with 64, 53
+# with 16; 4096 72 with 128, 61 with 256. In float32, whose rows are twice as long, 1000 columns 97 with 64, 72 with 32.
+# Programs of one warp reduce without a barrier: 100 columns 66 with a program a warp, 59 with two or four warps.
 DIVERGENCE: tuple[Resident | Streaming, ...] = (
-    Resident(16, 1, 32, "16 columns per thread, no exchange between threads"),
-    Resident(32, 2, 32, "as above; a row's lanes are neighbours, reductions are shuffles"),
-    Resident(64, 4, 32, "as above"),
-    Resident(128, 8, 32, "measured (above)"),
-    Resident(256, 16, 32, "as above"),
-    Resident(512, 32, 32, "as above"),
-    Resident(1024, 32, 32, "measured (above); 32 columns per thread"),
-    Resident(2048, 64, 64, "32 columns per thread"),
-    Resident(4096, 128, 128, "as above"),
-    Resident(8192, 256, 256, "as above"),
+    Resident(64, 2, "measured (above)"),
+    Resident(128, 4, "measured, 32 float32 columns: 92 % with 4 lanes, 89 with 2"),
+    Resident(256, 8, "measured (above)"),
+    Resident(512, 16, "measured (above)"),
+    Resident(1024, 32, "measured, 512 bf16 columns: 85 % with 32 lanes, 66 with 16"),
+    Resident(2048, 32, "measured (above)"),
+    Resident(4096, 64, "measured (above)"),
+    Resident(8192, 128, "measured (above)"),
+    Resident(16384, 256, "measured, 8192 bf16 columns: Jensen-Shannon 49 % against 40 streamed, forward KL 62 and 75"),
     Streaming(
-        UNBOUNDED, 4096, 4, 64,
-        "measured, 8192x32000: bf16 in 512 threads 515 us, in 256 577, in 1024 655; float32 in 1024 threads 943, in "
-        "512 1036, in 256 1174. At 128256 columns the forms differ by 5 %: rows in flight exceed L2 in each",
+        32768, (2048, 2048), 4, 64,
+        "measured, forward KL: 16384 bf16 columns 76 % with tiles of 2048, 64 with 4096; 8192 float32 columns 80 and "
+        "54",
+    ),
+    Streaming(
+        65536, (4096, 2048), 4, 40,
+        "measured, forward KL: 32000 bf16 columns 71 % with tiles of 4096 in 40 registers, which let three programs "
+        "run on a multiprocessor, 66 in 64, 65 with tiles of 2048; 16384 float32 columns 80 with 2048, 66 with 4096",
+    ),
+    Streaming(
+        UNBOUNDED, (4096, 4096), 4, 40,
+        "measured, forward KL: 32000 float32 columns 72 % with tiles of 4096, 64 with 2048; 128256 bf16 columns 59 and "
+        "54, Jensen-Shannon 37 in 40 registers, 36 in 64. The rows in flight exceed L2 in each form",
     ),
 )  # fmt: skip
 
-# A table with a column per class adds orders x columns loads, which the compilers start early.
-DIVERGENCE_PER_CLASS = tuple(
-    row if isinstance(row, Resident) else replace(row, widest=4) for row in DIVERGENCE if row.vocab != 8192
+# A loss's table adds loads, with a column per class orders x columns of them, which the compilers start early.
+DIVERGENCE_WITH_TABLE = tuple(
+    row if isinstance(row, Resident) else replace(row, widest=4, registers=64) for row in DIVERGENCE
 )
 
 SPLIT = Split(
-    8192, 2, 2, 4096, 4, 64,
+    8192, 2, 2, (4096, 4096), 4, 64,
     "fewer rows than multiprocessors leave the others idle; two launches more cost microseconds, so only rows that "
     "do not fit one program's registers are split, and a part's walk is at least two tiles long",
 )  # fmt: skip
 
-# One tensor, of which a thread can hold twice the columns of the divergence's two. Measured only there.
+_RESIDENT = tuple(row for row in DIVERGENCE if isinstance(row, Resident))
+
+# One tensor where the divergence has two, so that a row of twice the length fits; the lanes were measured only there.
 SOFTMAX: tuple[Resident | Streaming, ...] = (
-    Resident(16, 1, 32, "as in DIVERGENCE: no exchange between threads"),
-    Resident(32, 2, 32, "as there, 16 columns per thread"),
-    Resident(64, 4, 32, "as above"),
-    Resident(128, 8, 32, "as above"),
-    Resident(256, 16, 32, "as above"),
-    Resident(1024, 32, 32, "a warp a row: no barrier, up to 32 columns per thread"),
-    Resident(2048, 64, 64, "32 columns per thread: four 16-byte loads of bf16 in flight, eight of float32"),
-    Resident(4096, 128, 128, "as above"),
-    Resident(8192, 256, 256, "as above"),
-    Resident(16384, 512, 512, "as above"),
-    Streaming(UNBOUNDED, 4096, 4, 64, "two walks, one tensor: half the bytes in flight of the divergence's rows"),
-)  # fmt: skip
+    *_RESIDENT,
+    Resident(32768, 512, "64 bytes of a row to a thread, as in the divergence's longest"),
+    Streaming(
+        UNBOUNDED, (4096, 4096), 4, 64, "two walks, one tensor: half the bytes in flight of the divergence's rows"
+    ),
+)
 
 # Two tiles, one walk over each before the gradient: the divergence's lengths hold.
-SOFTMAX_BACKWARD = DIVERGENCE
+SOFTMAX_BACKWARD: tuple[Resident | Streaming, ...] = (
+    *_RESIDENT,
+    Streaming(UNBOUNDED, (4096, 4096), 4, 64, "28 to 56 registers: two programs of 512 threads or more per SM"),
+)
 
 # Two tiles, three with a class mean, of which nothing is written: the divergence's lengths hold.
-TRILATERAL = DIVERGENCE
+TRILATERAL = SOFTMAX_BACKWARD
 
 SCALE = Shared(
     1024, 16, 128,
@@ -142,8 +152,8 @@ TRILATERAL_BACKWARD = Tiled(
 )  # fmt: skip
 
 
-def choose(table: tuple[Resident | Streaming, ...], vocab: int) -> Resident | Streaming:
+def choose(table: tuple[Resident | Streaming, ...], size: int) -> Resident | Streaming:
     for row in table:
-        if vocab <= row.vocab:
+        if size <= row.size:
             return row
-    raise ValueError(f"no row of the table takes {vocab} columns")
+    raise ValueError(f"no row of the table takes {size} bytes")

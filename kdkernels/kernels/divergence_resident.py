@@ -64,11 +64,10 @@ def divergence_resident(
         tl.debug_barrier()
 
     c = scalars.inverse_temperature * LOG2_E
-    top = top_of_rows(z)
-    base, teacher_base = base_of(top, c), base_of(top_of_rows(t), c)
-    x, teacher_x = exponent(z, c, by_row(base)), exponent(t, c, by_row(teacher_base))
+    top, teacher_top = top_of_rows(z), top_of_rows(t)
+    x, teacher_x = exponent(z, c, by_row(base_of(top, c))), exponent(t, c, by_row(base_of(teacher_top, c)))
     q, p = tl.exp2(x), tl.exp2(teacher_x)
-    found = row_of(base, sum_of_rows(q), teacher_base, sum_of_rows(p))
+    found = row_of(top, sum_of_rows(q), teacher_top, sum_of_rows(p), c)
     q *= by_row(found.share)
     p *= by_row(found.teacher_share)
     log_ratio = logarithm_of_ratio(x, teacher_x, by_row(found.shift))

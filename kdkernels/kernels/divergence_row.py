@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .tile import LN_2, LOG2_E, exponent, log_of_ratio
+from .tile import LN_2, LOG2_E, base_of, exponent, log_of_ratio, residue
 
 
 class Tensors(NamedTuple):
@@ -119,8 +119,11 @@ class Row(NamedTuple):
 
 
 @triton.jit
-def row_of(base, total, teacher_base, teacher_total):
-    return Row(base, 1.0 / total, teacher_base, 1.0 / teacher_total, log_of_ratio(total, teacher_total))
+def row_of(top, total, teacher_top, teacher_total, c):
+    """From both sides' largest logits and sums of exponentials."""
+    base, teacher_base = base_of(top, c), base_of(teacher_top, c)
+    less = residue(top, c, base, total) - residue(teacher_top, c, teacher_base, teacher_total)
+    return Row(base, 1.0 / total, teacher_base, 1.0 / teacher_total, log_of_ratio(total, teacher_total) + less)
 
 
 @triton.jit

@@ -91,7 +91,7 @@ def merged(sums, c, HARD: tl.constexpr):
 
 @triton.jit
 def normalised(sums, c):
-    return row_of(base_of(sums.top, c), sums.total, base_of(sums.teacher_top, c), sums.teacher_total)
+    return row_of(sums.top, sums.total, sums.teacher_top, sums.teacher_total, c)
 
 
 class Logits(NamedTuple):

@@ -24,6 +24,7 @@ from .tile import (
     load_values,
     parts_of_log2,
     places,
+    residue,
     store_streamed,
     sum_of_rows,
     sum_over_lanes,
@@ -72,7 +73,8 @@ def _row_of(top, total, c):
     sum, of whose logarithm it is taken out."""
     base = base_of(top, c)
     k, m = parts_of_log2(total)
-    return Row(base, 1.0 / total, top, k * LOG2_HIGH, k * LOG2_LOW + (tl.log(m) - tl.fma(top, c, -base) * LN_2))
+    small = residue(top, c, base, total) - exponent(top, c, base) * LN_2
+    return Row(base, 1.0 / total, top, k * LOG2_HIGH, k * LOG2_LOW + (tl.log(m) + small))
 
 
 @triton.jit

@@ -113,6 +113,14 @@ def parts_of_log2(total):
 
 
 @triton.jit
+def residue(top, c, base, total):
+    """What log(total) misses: the largest logit's exponent is not 0 but the rounding r of its base, and 2^r, which a
+    float32 near 1 can hardly tell from 1, weighs most in a peaked row. To first order, exactly (2^r - e_top) / total."""
+    r = exponent(top, c, base)
+    return ((1.0 - tl.exp2(r)) + r * LN_2) / total
+
+
+@triton.jit
 def log_of_ratio(a, b):
     """log(a / b) of two sums, to the last bits: what it is off by would be the same error in every column.
 
@@ -126,8 +134,10 @@ def log_of_ratio(a, b):
 @triton.jit
 def cross_entropy_of(chosen, top, total):
     """-log softmax(z)[label] at temperature 1 from the label's logit and the row's largest and sum of exponentials."""
+    base = base_of(top, LOG2_E)
     k, m = parts_of_log2(total)
-    return ((top - chosen) + k * LOG2_HIGH) + (k * LOG2_LOW + tl.log(m))
+    small = residue(top, LOG2_E, base, total) - exponent(top, LOG2_E, base) * LN_2
+    return ((top - chosen) + k * LOG2_HIGH) + (k * LOG2_LOW + tl.log(m) + small)
 
 
 @triton.jit
