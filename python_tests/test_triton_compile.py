@@ -180,12 +180,13 @@ def test_a_kernel_per_number_of_orders():
 
 def test_tables_are_loaded_as_the_logits_are():
     """By vectors where the rows are aligned; elsewhere one by one, and nothing is traded through shared memory."""
-    for vocab, vectors in ((128256, True), (50257, False), (4096, True), (1000, False)):
+    for vocab, vectors in ((128256, True), (50257, False), (4096, True), (1000, True), (1271, False)):
         with compiling_for("sm_90") as compiled:
             loss = Perturbed(torch.ones(vocab, 2))
             launch_divergence(loss, vocab, torch.bfloat16, torch.bfloat16, gradient=True, labels=False)
         ptx = compiled[0].asm["ptx"]
-        vector_loads, loads = ptx.count("ld.global.v4.b32"), ptx.count("ld.global.b32") - 1  # the row's weight
+        # The row's weight is loaded once, or once for each of the layouts that it is needed in.
+        vector_loads, loads = ptx.count("ld.global.v4.b32"), max(ptx.count("ld.global.b32") - 2, 0)
         assert (vector_loads > 0, loads > 0) == (vectors, not vectors) and compiled[0].metadata.shared <= 128, vocab
 
 

@@ -52,9 +52,10 @@ def _form(
     """For rows of so many columns of `item` bytes in the first tensor, which vectors of `unit` may touch."""
     row = config.choose(table, vocab * item)
     if isinstance(row, config.Resident):
-        threads = max(row.lanes, target[1])
-        rows, parts = threads // row.lanes, _power_of_two(_ceil_div(vocab, row.lanes * unit))
-        return _Form(0, rows, threads, unit, {"LAYOUT": (unit, parts, rows, row.lanes)})
+        lanes = min(row.lanes * target[1] // 32, 512)  # on 64-wide machines the same share of a warp
+        threads = max(lanes, target[1])
+        rows, parts = threads // lanes, _power_of_two(_ceil_div(vocab, lanes * unit))
+        return _Form(0, rows, threads, unit, {"LAYOUT": (unit, parts, rows, lanes)})
     layout, threads = _streamed(row, unit, item)
     return _Form(1, 1, threads, layout[2], {"LAYOUT": layout, **_registers(row, target)})
 

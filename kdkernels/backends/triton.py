@@ -103,6 +103,7 @@ def divergence(
     if not per_class and launch.over_parts(config.SPLIT, kernels.split, arguments, tensors, term):
         return value
     configs = config.DIVERGENCE if table is None else config.DIVERGENCE_WITH_TABLE
+    configs = config.DIVERGENCE_PER_CLASS if per_class else configs
     launch.over_rows(configs, kernels.divergence, arguments, tensors, term)
     return value
 

@@ -107,9 +107,17 @@ DIVERGENCE: tuple[Resident | Streaming, ...] = (
     ),
 )  # fmt: skip
 
-# A loss's table adds loads, with a column per class orders x columns of them, which the compilers start early.
-DIVERGENCE_WITH_TABLE = tuple(
-    row if isinstance(row, Resident) else replace(row, widest=4, registers=64) for row in DIVERGENCE
+# In 40 registers a loss with a table spills.
+DIVERGENCE_WITH_TABLE = tuple(row if isinstance(row, Resident) else replace(row, registers=64) for row in DIVERGENCE)
+
+# A table with a column per class adds orders x columns loads, which the compilers start early: with more than 8 columns
+# to a thread, 4 in the streaming form, 5 to 8 orders spill.
+DIVERGENCE_PER_CLASS = tuple(
+    replace(row, lanes=min(4 * row.lanes, max(32, row.size // 16)))
+    if isinstance(row, Resident)
+    else replace(row, widest=4, registers=64)
+    for row in DIVERGENCE
+    if row.size != 16384
 )
 
 SPLIT = Split(
