@@ -139,7 +139,9 @@ def test_trilateral_fits(target, vocab):
 
 
 @pytest.mark.parametrize(
-    "vocab, dtype, mean", ((1000, torch.float16, None), (8192, torch.float32, torch.float64)), ids=str
+    "vocab, dtype, mean",
+    ((1000, torch.float16, None), (1000, torch.float32, torch.float32), (8192, torch.float32, torch.float64)),
+    ids=str,
 )
 @pytest.mark.parametrize("target", TARGETS)
 def test_other_trilaterals_fit(target, vocab, dtype, mean):
