@@ -107,15 +107,15 @@ class _Divergence(Function):
     def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple:
         if upstream is None:
             return None, None, None
-        saved, *rest = ctx.saved_tensors  # first: over a graph that was freed this raises autograd's own message
+        saved = ctx.saved_tensors  # first: over a graph that was freed this raises autograd's own message
         if ctx.inplace and not ctx.deferred:
             if ctx.logits._version != ctx.version:
                 raise RuntimeError("kdkernels: the buffer that inplace=True gave to the gradient was modified")
             ctx.logits = ctx.logits if graph_is_kept() else None
         make = _recomputed if ctx.deferred else _scaled
         if torch.is_grad_enabled():
-            return first_order(saved, make, ctx, saved, upstream, *rest), None, None
-        return make(ctx, saved, upstream, *rest), None, None
+            return first_order(saved[0], make, ctx, upstream, *saved), None, None
+        return make(ctx, upstream, *saved), None, None
 
 
 class _Overwritten(Function):
@@ -131,15 +131,15 @@ class _Overwritten(Function):
         raise RuntimeError("kdkernels: logits that inplace=True had overwritten by their gradient were used again")
 
 
-def _scaled(ctx: Any, saved: Tensor, upstream: Tensor) -> Tensor:
+def _scaled(ctx: Any, upstream: Tensor, saved: Tensor) -> Tensor:
     """The saved gradient times the upstream one. A checkpoint hands out what was saved only once."""
     if not by_address(upstream, saved):
         return times(saved, upstream)
     # Whoever keeps the graph may walk it again and may write into what it got: the saved gradient stays as it is.
     gradient = saved.clone() if graph_is_kept() else saved.detach()
     rows = gradient if gradient.dim() == 2 else gradient.view(-1, gradient.shape[-1])
-    factor = vector(upstream.reshape(-1) if upstream.dim() else upstream)
-    KERNEL_BACKENDS[ctx.backend].scale_rows(rows, factor)
+    factor = upstream if upstream.dim() == 0 else upstream.reshape(-1)
+    KERNEL_BACKENDS[ctx.backend].scale_rows(rows, vector(factor))
     return gradient
 
 
@@ -148,7 +148,7 @@ def times(gradient: Tensor, upstream: Tensor) -> Tensor:
     return (gradient * upstream.unsqueeze(-1)).to(gradient.dtype)
 
 
-def _recomputed(ctx: Any, student: Tensor, upstream: Tensor, teacher: Tensor, *tensors: Tensor | None) -> Tensor:
+def _recomputed(ctx: Any, upstream: Tensor, student: Tensor, teacher: Tensor, *tensors: Tensor | None) -> Tensor:
     call = WIRE.with_tensors(ctx.call, tensors)
     if not by_address(upstream, student, teacher, *tensors):
         arguments = (student, teacher, *WIRE.pack(call), upstream)
