@@ -46,7 +46,7 @@ def beside(what: str) -> str:
 def others(case: Case, device: str) -> list[str]:
     """The kernel backends that could run a case and that "auto" does not choose."""
     place, dtypes = torch.device(device), (getattr(torch, case.dtype),)
-    usual = resolve("auto", place, dtypes)
+    usual = resolve("auto", place, dtypes, torch.empty(case.rows, case.vocab, device="meta"))
     able = [
         name
         for name, kernels in KERNEL_BACKENDS.items()

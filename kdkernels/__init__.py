@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .api import distillation, divergence, log_softmax, softmax
-from .backends import backends, use_backend
+from .backends import FallbackWarning, backends, use_backend
 from .distances import trilateral_distances
 from .losses import (
     LOSSES,
@@ -30,6 +30,7 @@ __all__ = [
     "LOSSES",
     "DistillationLoss",
     "DivergenceLoss",
+    "FallbackWarning",
     "ForwardKL",
     "JensenShannon",
     "Loss",

@@ -89,7 +89,7 @@ def divergence(
     call = Divergence(
         soft_weight=weights,
         temperature=temperature,
-        soft_scale=scale * temperature**2 if tau_squared else scale,
+        soft_scale=scale * checks.squared(temperature) if tau_squared else scale,
         hard_scale=0.0,
         **_settings(student, teacher, loss, vocab, vocab_size, reduction, backend),
     )
@@ -152,7 +152,7 @@ def distillation(
         soft_weight=soft,
         hard_weight=hard,
         temperature=temperature,
-        soft_scale=soft_scale * temperature**2 if tau_squared else soft_scale,
+        soft_scale=soft_scale * checks.squared(temperature) if tau_squared else soft_scale,
         hard_scale=hard_scale,
         **_settings(student, teacher, loss, vocab, vocab_size, reduction, backend),
     )
@@ -190,7 +190,7 @@ def _softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Ten
         return on_shards(_softmax, locals())
     checks.logits("logits", logits)
     temperature = checks.temperature(temperature)
-    call = Softmax(temperature, log, resolve(backend, logits.device, (logits.dtype,)))
+    call = Softmax(temperature, log, resolve(backend, logits.device, (logits.dtype,), logits))
     return reference.softmax(logits, call) if call.backend == "reference" else ops.softmax(logits, call)
 
 
@@ -214,7 +214,7 @@ def _settings(student, teacher, loss: Loss, vocab: int, vocab_size: int | None, 
         "parameter": loss.parameter(),
         "vocab": None if vocab_size is None else vocab,
         "reduce": reduction != "none",
-        "backend": resolve(backend, student.device, (student.dtype, teacher.dtype)),
+        "backend": resolve(backend, student.device, (student.dtype, teacher.dtype), student),
     }
 
 

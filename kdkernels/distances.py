@@ -70,7 +70,7 @@ def trilateral_distances(
     if labels.dim() != 1 or labels.dtype != torch.int64:
         labels = labels.reshape(-1).long()
     checks.counted_labels(labels, None, vocab, ignore_index)
-    name = resolve(backend, student.device, (student.dtype, teacher.dtype))
+    name = resolve(backend, student.device, (student.dtype, teacher.dtype), student)
     call = Trilateral(labels, squared, ignore_index, None if vocab_size is None else vocab, name)
     if name != "reference":
         return ops.trilateral(student, teacher, class_mean, call)

@@ -92,7 +92,8 @@ def test_similarities_and_one_gradient(kernel, bank, form):
     (largest, peak), (later_largest, later_peak) = seen
     assert largest == later_largest == unit
     assert later_peak - peak < unit / 4  # a few times (rows x C) and (rows x dim), 32 and 20 of them a row
-    assert later_peak < 3.25 * unit
+    # On a GPU, where index cannot be looked at, a chunk has a mask of own entries besides: a quarter of a unit.
+    assert later_peak < (3.25 if kernel.device == "cpu" else 3.5) * unit
 
 
 @pytest.mark.parametrize(("dim", "classes"), [(8, 4096), (4096, 8)], ids=["logits", "features"])

@@ -57,6 +57,7 @@ BAD_CALLS = [
     ({"temperature": math.nan}, ValueError, f"temperature {POSITIVE}nan"),
     ({"temperature": torch.tensor(2.0)}, TypeError, "temperature must be a number, got Tensor"),
     ({"temperature": torch.tensor(2.0)}, TypeError, "got Tensor: pass float(temperature)"),
+    ({"temperature": 1e20}, ValueError, "temperature must not exceed 1.8e+19, whose square float32 holds"),
     ({"temperature": True}, TypeError, "temperature must be a number, got bool"),
     ({"reduction": "average"}, ValueError, "must be one of 'none', 'sum', 'mean', 'batchmean', got 'average'"),
     ({"reduction": None}, ValueError, "reduction must be one of"),

@@ -150,3 +150,20 @@ def test_again_and_again(isa, threads, name):
         wanted = results(name, *given)
         for _ in range(5):
             assert_same_bits(results(name, *given), wanted, shape)
+
+
+@pytest.mark.parametrize("rows", [32769, 100_003])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean"])
+def test_the_sum_over_many_rows(rows, reduction):
+    """PyTorch's own sum of more than 32768 numbers depends on the number of threads."""
+    student, teacher = logits(rows, 3), logits(rows, 3, seed=1)
+    usual, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            found.append(kd.divergence(student, teacher, reduction=reduction, backend="native"))
+    finally:
+        torch.set_num_threads(usual)
+    assert all(torch.equal(value, found[0]) for value in found)
+    exact = kd.divergence(student.double(), teacher.double(), reduction=reduction, backend="reference")
+    torch.testing.assert_close(found[0].double(), exact, rtol=1e-6, atol=0.0)

@@ -12,17 +12,19 @@ import kdkernels as kd
 LABELS = torch.arange(9)
 CALLS = {
     "divergence": lambda x, t, where: kd.divergence(x, t, temperature=2.0, backend=where),
-    "distillation": lambda x, t, where: kd.distillation(x, t, LABELS, weight=LABELS / 9, backend=where),
-    "trilateral": lambda x, t, where: kd.trilateral_distances(x, t, LABELS, backend=where).sum(),
+    "distillation": lambda x, t, where: kd.distillation(
+        x, t, LABELS.to(x.device), weight=LABELS.to(x.device) / 9, backend=where
+    ),
+    "trilateral": lambda x, t, where: kd.trilateral_distances(x, t, LABELS.to(x.device), backend=where).sum(),
 }
 EVERY_CALL = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 EVERY_DTYPE = pytest.mark.parametrize("dtype", [F32, BF16, F16, F64], ids=name_of)
 
 
-def rewritten_before_backward(call, dtype):
+def rewritten_before_backward(call, dtype, device):
     """(gradient, gradient where the teacher's buffer, made in inference mode, is overwritten before backward)."""
-    x = logits(9, 50, dtype=dtype).requires_grad_()
-    teacher = logits(9, 50, seed=1)
+    x = logits(9, 50, dtype=dtype, device=device).requires_grad_()
+    teacher = logits(9, 50, seed=1, device=device)
     (expected,) = torch.autograd.grad(call(x, teacher), x)
     with torch.inference_mode():
         buffer = teacher.clone()
@@ -35,7 +37,7 @@ def rewritten_before_backward(call, dtype):
 @EVERY_CALL
 @EVERY_DTYPE
 def test_an_inference_teacher_that_is_overwritten(call, dtype, kernel):
-    found, expected = rewritten_before_backward(lambda x, t: call(x, t, kernel.backend), dtype)
+    found, expected = rewritten_before_backward(lambda x, t: call(x, t, kernel.backend), dtype, kernel.device)
     assert torch.equal(found, expected)
 
 
@@ -46,7 +48,7 @@ def test_an_inference_teacher_that_is_overwritten(call, dtype, kernel):
 def test_an_inference_teacher_under_a_compiler(call, dtype, compiler, kernel):
     torch._dynamo.reset()
     compiled = torch.compile(lambda x, t: call(x, t, kernel.backend), fullgraph=True, backend=compiler)
-    found, expected = rewritten_before_backward(compiled, dtype)
+    found, expected = rewritten_before_backward(compiled, dtype, kernel.device)
     torch.testing.assert_close(found, expected)
     torch._dynamo.reset()
 
@@ -54,7 +56,8 @@ def test_an_inference_teacher_under_a_compiler(call, dtype, compiler, kernel):
 @EVERY_CALL
 @pytest.mark.parametrize("dtype", [F32, F16], ids=name_of)
 def test_a_teacher_that_autograd_watches_is_not_copied_and_may_not_change(call, dtype, kernel):
-    x, teacher = logits(9, 50, dtype=dtype).requires_grad_(), logits(9, 50, seed=1)
+    x = logits(9, 50, dtype=dtype, device=kernel.device).requires_grad_()
+    teacher = logits(9, 50, seed=1, device=kernel.device)
     value = call(x, teacher, kernel.backend)
     held = [saved for saved in saved_tensors(value) if saved.data_ptr() == teacher.data_ptr()]
     teacher.normal_()
@@ -76,10 +79,10 @@ def saved_tensors(value):
 @pytest.mark.parametrize("dtype", [F32, F16], ids=name_of)
 def test_kept_losses_hold_nothing(call, dtype, kernel):
     """Of 40 losses that were walked back and are kept, no tensor of their calls is alive: neither side, nor a copy."""
-    leaf = logits(9, 500, dtype=dtype).requires_grad_()
+    leaf = logits(9, 500, dtype=dtype, device=kernel.device).requires_grad_()
     kept, seen = [], []
     for seed in range(40):
-        student, teacher = leaf * 1, logits(9, 500, dtype=dtype, seed=seed)
+        student, teacher = leaf * 1, logits(9, 500, dtype=dtype, seed=seed, device=kernel.device)
         value = call(student, teacher, kernel.backend)
         seen += map(weakref.ref, (student, teacher, *saved_tensors(value)))
         value.backward()
@@ -92,11 +95,13 @@ def test_kept_losses_hold_nothing(call, dtype, kernel):
 
 @pytest.mark.parametrize("dtype", [F32, F16], ids=name_of)
 def test_kept_losses_hold_no_buffer_that_they_were_given(dtype, kernel):
-    leaf, seen, kept = logits(9, 500, dtype=dtype).requires_grad_(), [], []
+    leaf = logits(9, 500, dtype=dtype, device=kernel.device).requires_grad_()
+    seen, kept = [], []
     for seed in range(40):
         student = leaf * 1
         seen.append(weakref.ref(student))
-        kept.append(kd.divergence(student, logits(9, 500, seed=seed), inplace=True, backend=kernel.backend))
+        teacher = logits(9, 500, seed=seed, device=kernel.device)
+        kept.append(kd.divergence(student, teacher, inplace=True, backend=kernel.backend))
         kept[-1].backward()
         del student
     gc.collect()

@@ -2,7 +2,7 @@
 
 from .memory import distributed, inplace, placements
 from .per_row import alpha, counted_labels, label_range, labels, mask, nothing_counted, readable, weight
-from .settings import REDUCTIONS, flag, ignore_index, reduction, temperature
+from .settings import REDUCTIONS, flag, ignore_index, reduction, squared, temperature
 from .sides import LOGIT_DTYPES, class_mean, logits, loss, loss_fits, pair
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "placements",
     "readable",
     "reduction",
+    "squared",
     "temperature",
     "weight",
 ]

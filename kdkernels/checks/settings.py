@@ -12,6 +12,7 @@ from torch import Tensor
 from . import memory
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
+_LARGEST_SQUARED = 1.8e19
 _SMALLEST_TEMPERATURE = 1e-37  # it and its reciprocal are normal float32 numbers
 
 
@@ -40,6 +41,16 @@ def temperature(value: object) -> float:
     if not _SMALLEST_TEMPERATURE <= value <= 1.0 / _SMALLEST_TEMPERATURE:
         raise ValueError(f"temperature must lie in [1e-37, 1e37], where float32 holds its reciprocal, got {value}")
     return value
+
+
+def squared(temperature: float) -> float:
+    """T^2 by which a result is multiplied; checked: float32 has to hold it."""
+    if temperature > _LARGEST_SQUARED:
+        raise ValueError(
+            f"temperature must not exceed {_LARGEST_SQUARED:g}, whose square float32 holds, where tau_squared=True "
+            f"multiplies by it, got {temperature}"
+        )
+    return temperature**2
 
 
 def ignore_index(value: object) -> int:
