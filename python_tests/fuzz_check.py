@@ -93,6 +93,8 @@ def run(call: Call) -> None:
         value = plain(result)
         if differentiable:
             above = call.dressed.get("upstream", lambda x: x)(upstream)
+            if hasattr(result, "placements"):  # from a DTensor PyTorch takes no other upstream gradient
+                above = type(result).from_local(plain(above), result.device_mesh, result.placements)
             kept = [True, False] if call.twice else [False]
             gradients = [plain(torch.autograd.grad(result, leaf, above, retain_graph=keep)[0]) for keep in kept]
     check_kind(call, value, result.requires_grad == differentiable)

@@ -155,7 +155,7 @@ def survives(call: Call, unusual: Exotic) -> None:
     except DOCUMENTED as error:
         said = str(error)
         assert not unusual.promised, f"{unusual}: {type(error).__name__}: {said[:300]}"
-        named = [*call.arguments, *call.dressed, "gradient"]
+        named = [*call.arguments, *call.dressed, "gradient", "grad_output"]
         assert any(name in said for name in named), f"{unusual}: the message names no argument: {said[:300]!r}"
         assert not any(word in said.lower() for word in INSIDES), f"{unusual}: {said[:300]!r}"
 

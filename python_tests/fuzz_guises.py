@@ -47,7 +47,7 @@ def negated(x: Tensor) -> Tensor:
 
 def without_storage(x: Tensor) -> Tensor:
     """PyTorch's zero without memory; where zeros are what there is."""
-    if bool((x != 0).any()):
+    if bool((x != 0).any()) or x.requires_grad:  # it would be a leaf of its own
         raise Legal
     return torch._efficientzerotensor(x.shape, dtype=x.dtype, device=x.device)
 

@@ -89,6 +89,11 @@ def run_process(rank, path):
         tensor = distribute_tensor(torch.ones(4) > 0 if name == "mask" else torch.ones(4), mesh, [Shard(0)])
         with pytest.raises(TypeError, match=rf"{name} is a DTensor and the student is not: pass {name}.to_local\(\)"):
             kd.divergence(logits(4, VOCAB), logits(4, VOCAB), **{name: tensor})
+    plain = logits(4, VOCAB).requires_grad_()
+    for value in (kd.softmax(plain), kd.divergence(plain, logits(4, VOCAB), reduction="none")):
+        above = distribute_tensor(torch.ones_like(value), mesh, [Replicate()])
+        with pytest.raises(TypeError, match=r"grad_output is a DTensor and the student is not"):
+            torch.autograd.grad(value, plain, above)
     torch.save(results, f"{path}/{rank}.pt")
     distributed.destroy_process_group()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..backends import traced, transformed
+from ..checks.memory import companion
 
 # What is_grads_batched=True makes of upstream gradients.
 _is_batch = torch._C._functorch.is_legacy_batchedtensor
@@ -25,7 +26,10 @@ _OPERATORS: dict[str, SimpleNamespace] = vars(torch.library).setdefault("_kdkern
 def by_address(upstream: Tensor, *saved: Tensor | None) -> bool:
     """Whether a backward pass may hand these to a kernel. If not, a tracer, a subclass or a batch of upstream gradients
     is behind one of them, and the registered operators know what to do."""
-    return not (_is_batch(upstream) or transformed() or traced(upstream, *saved))
+    if _is_batch(upstream) or transformed() or traced(upstream, *saved):
+        companion("grad_output", upstream, saved[0])
+        return False
+    return True
 
 
 def watched(tensor: Tensor | None) -> Tensor | None:
