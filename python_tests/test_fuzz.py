@@ -23,6 +23,14 @@ FRESH = int(os.environ.get("KDKERNELS_FUZZ_SEED", secrets.randbelow(1 << 30)))
 SEEDS = {"fixed": 0, "fresh": FRESH}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_process_group_is_left():
+    """One is made for DTensors; tests of other files make their own."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("which", SEEDS)
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_promises(kind, which):

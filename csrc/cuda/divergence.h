@@ -16,18 +16,6 @@ struct TermSums {
   float f, h;
 };
 
-// A sum that keeps what each addition rounds away: H is off by the same in every column of a row's gradient.
-struct RunningSum {
-  float sum = 0, lost = 0;
-  KD_FN void add(float x) {
-    const float next = sum + x;
-    lost += (sum - next) + x;
-    sum = next;
-  }
-  // Of an infinite sum nothing was lost, though inf - inf says so.
-  KD_FN float total() const { return lost == lost ? sum + lost : sum; }
-};
-
 KD_FN float weight_of(const void *weight, int64_t row, double scale) {
   return (weight ? static_cast<const float *>(weight)[row] : 1.f) * static_cast<float>(scale);
 }
@@ -105,13 +93,12 @@ template <class Element, bool Staged, class Group> struct DivergenceRow {
 
   template <class Term> KD_FN float soft_term(const Term &term) const {
     const bool wanted = call.gradient.data != nullptr;
-    RunningSum f, h;
+    TermSums sums = {0, 0};
     terms(term, [&](int column, ::KD_NAMESPACE::Term<float> at, float q_v, float z) {
-      f.add(at.f), h.add(at.h);
+      sums.f += at.f, sums.h += at.h;
       if (Term::balanced && wanted)
         write_gradient(column, at.h, q_v, z, 0);
     });
-    TermSums sums = {f.total(), h.total()};
     sums = group.all(sums, [](TermSums a, TermSums b) { return TermSums{a.f + b.f, a.h + b.h}; });
     if (!Term::balanced && wanted)
       terms(term, [&](int column, ::KD_NAMESPACE::Term<float> at, float q_v, float z) {
