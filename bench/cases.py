@@ -85,6 +85,13 @@ GPU_SAMPLE_SHAPES = ((8192, 1000), (8192, 32000))
 GPU_RUNS = (("bfloat16", BOTH), ("bfloat16", FORWARD), ("float32", BOTH))
 
 
+def shapes_of(op: str, device: str) -> tuple[tuple[int, int], ...]:
+    """The shapes of an operation in the standard run of a device."""
+    if device == "cpu":
+        return OPERATIONS[op].shapes
+    return GPU_SHAPES if op in HEADLINE else GPU_SAMPLE_SHAPES
+
+
 @dataclass(frozen=True)
 class Case:
     op: str
@@ -180,7 +187,7 @@ def gpu_cases() -> list[Case]:
     """The standard run on a GPU. torch.compile takes part in the headline losses' bfloat16 gradients."""
     chosen = []
     for op, operation in OPERATIONS.items():
-        for rows, vocab in GPU_SHAPES if op in HEADLINE else GPU_SAMPLE_SHAPES:
+        for rows, vocab in shapes_of(op, "cuda"):
             if operation.class_mean and vocab > _LARGEST_CLASS_MEAN:
                 continue
             for dtype, mode in GPU_RUNS if op in HEADLINE else GPU_RUNS[:1]:

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from .cases import BOTH, DTYPES, HEADLINE, OPERATIONS
+from .cases import BOTH, DTYPES, HEADLINE, OPERATIONS, shapes_of
 from .contenders import COMPILED, EAGER, INPLACE, OURS, STREAM
 from .results import Record
 
-_COST_SHAPE = "512x32000"
+_COST = {"cpu": ("512x32000", "float32"), "cuda": ("8192x32000", "bfloat16")}
 _SPEEDUP_OPERATIONS = (*HEADLINE, "trilateral_distances")
 
 # Okabe and Ito's palette, told apart with any colour vision; lightness differs too, for print.
@@ -31,8 +31,11 @@ _CONTENDERS = (*_RIVALS, OURS, INPLACE)
 
 def figures(records: list[Record], machine: str) -> dict[str, Figure]:
     known = {record["case"]: record for record in records}
-    cost = [known[name] for op in OPERATIONS if (name := f"{op} {_COST_SHAPE} float32 {BOTH}") in known]
-    drawn = {"speedup": _speedup(known, machine)}
+    device = records[0]["device"]
+    shape, dtype = _COST[device]
+    names = (f"{op} {shape} {dtype} {BOTH}" for op, operation in OPERATIONS.items() if not operation.bank)
+    cost = [known[name] for name in names if name in known]
+    drawn = {"speedup": _speedup(known, machine, device)}
     if cost:
         drawn["cost"] = _cost(cost, machine)
     return drawn
@@ -40,9 +43,11 @@ def figures(records: list[Record], machine: str) -> dict[str, Figure]:
 
 def _cost(records: list[Record], machine: str) -> Figure:
     figure = Figure(figsize=(11, 1.2 + 0.75 * len(records)), layout="constrained")
-    figure.suptitle(f"Value and gradient of {_COST_SHAPE} float32 logits, {machine}")
+    figure.suptitle(
+        f"Value and gradient of {records[0]['rows']}x{records[0]['vocab']} {records[0]['dtype']} logits, {machine}"
+    )
     times, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    _bars(times, records, lambda record, entry: entry["median_s"] * 1e3, "{:.0f}")
+    _bars(times, records, lambda record, entry: entry["median_s"] * 1e3, "{:.3g}")
     _bars(memory, records, lambda record, entry: entry["peak_bytes"] / record["tensor_bytes"], "{:.1f}")
     stream = sorted(record["contenders"][STREAM]["median_s"] * 1e3 for record in records)[len(records) // 2]
     times.axvline(stream, color=_COLOURS[STREAM], linestyle="--", linewidth=1, label="torch.add(s, t, out=g)")
@@ -81,7 +86,7 @@ def _present(record: Record | None, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if record and record["contenders"].get(name, {}).get("ratio")]
 
 
-def _speedup(known: dict[str, Record], machine: str) -> Figure:
+def _speedup(known: dict[str, Record], machine: str, device: str) -> Figure:
     figure = Figure(figsize=(11, 1 + 3 * len(_SPEEDUP_OPERATIONS)), layout="constrained")
     figure.suptitle(f"How many times as fast kdkernels is, value and gradient, {machine}")
     figure.get_layout_engine().set(h_pad=0.1)
@@ -89,7 +94,8 @@ def _speedup(known: dict[str, Record], machine: str) -> Figure:
     labelled: dict[str, Any] = {}
     for op, line in zip(_SPEEDUP_OPERATIONS, grid, strict=True):
         for dtype, axes in zip(DTYPES, line, strict=True):
-            _speedup_panel(axes, known, op, dtype)
+            shapes = [f"{rows}x{vocab}" for rows, vocab in shapes_of(op, device)]
+            _speedup_panel(axes, known, op, dtype, shapes)
             labelled.update({name: bars for bars, name in zip(*axes.get_legend_handles_labels(), strict=True)})
         line[0].set_ylabel("rival's time / kdkernels' time")
     if labelled:
@@ -97,9 +103,11 @@ def _speedup(known: dict[str, Record], machine: str) -> Figure:
     return figure
 
 
-def _speedup_panel(axes: Axes, known: dict[str, Record], op: str, dtype: str) -> None:
-    shapes = [f"{rows}x{vocab}" for rows, vocab in OPERATIONS[op].shapes]
+def _speedup_panel(axes: Axes, known: dict[str, Record], op: str, dtype: str, shapes: list[str]) -> None:
     records = [known.get(f"{op} {shape} {dtype} {BOTH}") for shape in shapes]
+    if not any(records):
+        axes.set_axis_off()
+        return
     for name, found in _places(records, _RIVALS).items():
         ratios = [records[index]["contenders"][name]["ratio"] for index, _, _ in found]
         places, thickness = [place for _, place, _ in found], found[0][2]
@@ -111,7 +119,7 @@ def _speedup_panel(axes: Axes, known: dict[str, Record], op: str, dtype: str) ->
     axes.margins(y=0.14)
     axes.axhline(1.0, color="black", linewidth=1)
     _plain_ticks(axes)
-    axes.set_xticks(range(len(shapes)), shapes)
+    axes.set_xticks(range(len(shapes)), shapes, fontsize=8)
     axes.set_title(f"{op.replace('_', ' ')}, {dtype}", fontsize=10)
     _frame(axes, "y")
 

@@ -39,6 +39,8 @@ def title(records: list[Record]) -> str:
 
 
 def _targets(records: list[Record]) -> list[str]:
+    if records[0]["device"] != "cpu":
+        return []  # they are for CPUs
     rows = [
         (each.what, each.goal, "" if each.measured is None else f"{each.measured:.2f}", each.verdict)
         for each in standings(records)
