@@ -1,8 +1,8 @@
 """How each kernel is launched: data, frozen, with the reason beside each row. Nothing is tuned at run time.
 
-What a reason calls measured was timed on an H200 (bench/results/nvidia-h200-sm-90-forms.md); the rest was chosen without
-a GPU, from the registers, spills and shared memory that the compilers report (python_tests/test_triton_compile.py holds
-them to it) and from the arithmetic in the reasons. A measurement beats every reason below.
+What a reason calls measured was timed on an H200 (bench/results/nvidia-h200-sm-90-forms.md); the rest was chosen
+without a GPU, from the registers, spills and shared memory that the compilers report (test_triton_compile.py in
+python_tests holds them to it) and from the arithmetic in the reasons. A measurement beats every reason below.
 """
 
 from __future__ import annotations
