@@ -144,6 +144,21 @@ _OF_PAIRS: dict[str, list[tuple[str, Make]]] = {
     "vocab_size": _always(0, -1, 1 << 40, 3.0, True, "7", [7], math.nan),
     "backend": _always("cudnn", None, 3, "Native", "", "triton"),
 }
+
+
+def _zero(call: Call) -> int:
+    """A count of 0 is none where a row counts, and right where none does."""
+    counted = torch.ones(call.student.shape[:-1], dtype=torch.bool)
+    mask, labels = call.get("mask"), call.get("labels")
+    if isinstance(mask, Tensor):
+        counted &= mask
+    if isinstance(labels, Tensor):
+        counted &= labels != call.get("ignore_index", -100)
+    if not bool(counted.any()):
+        raise Legal
+    return 0
+
+
 _OF_ROWS = {
     "temperature": _always(0, -1.0, math.nan, math.inf, -math.inf, None, "2", True, [1.0], 2j, torch.ones(2), object),
     "loss": _always("forward_kl", kd.ForwardKL, None, nn.KLDivLoss(), 0.5),
@@ -164,7 +179,8 @@ _OF_ROWS = {
         ("requires grad", _GRAD),
     ],
     "normalizer": [
-        *_always(0, -1.0, math.nan, math.inf, "3", True, 2j, [3.0], torch.ones(2), torch.ones(2, 2), object),
+        ("0", _zero),
+        *_always(-1.0, math.nan, math.inf, "3", True, 2j, [3.0], torch.ones(2), torch.ones(2, 2), object),
         *_always(torch.tensor(True), torch.tensor(1j), torch.tensor(3.0, requires_grad=True)),
     ],
 }

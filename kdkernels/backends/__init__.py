@@ -98,7 +98,7 @@ KERNEL_BACKENDS: dict[str, KernelBackend] = {
 }
 NAMES = ("auto", "reference", *KERNEL_BACKENDS)
 
-# What "auto" tries, by device. Measured on an H200 (bench/results/nvidia-h200-sm-90.md): Triton's kernels are the faster
+# What "auto" tries, by device. Measured on an H200 (bench/results/nvidia-h200-sm-90.md): Triton is the faster
 # ones, up to 2.6 times at 128256 columns, but a call of them takes more steps on the host, and up to some 2^23 logits
 # nothing else counts: the compiled backend takes 0.5 to 1.1 of their time there.
 _PREFERRED = {"cpu": ("native",), "cuda": ("triton", "native")}
