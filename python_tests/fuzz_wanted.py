@@ -32,9 +32,9 @@ def depth(logits: Tensor, temperature: float) -> Tensor:
 
 
 def deeper(size: Scale, by: Tensor) -> Scale:
-    """`Scale.deeper` row by row."""
+    """`Scale.deeper` row by row. A probability that exp flushed to zero was to be multiplied by a logarithm as deep."""
     column = by[:, None]
-    return Scale(size.values * by.reshape(-1, *[1] * (size.values.dim() - 1)), size.gradient * column + 1e-30, column)
+    return Scale(size.values * by.reshape(-1, *[1] * (size.values.dim() - 1)), (size.gradient + 1e-30) * column, column)
 
 
 def times(size: Scale, factor: Tensor) -> Scale:
