@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import torch
 from cases import ALL_LOSSES, F16, F32, F64, per_class
 from fuzz_choices import Choices
-from fuzz_known_open import FAR_LOGITS, KNOWN_OPEN
 from fuzz_tensors import DTYPES, Plain, describe, laid_out, leading, logits, noise, vocabulary
 from torch import Tensor, nn
 
@@ -201,17 +200,9 @@ def legal(c: Choices) -> Call:
             if name in ("student", "teacher", "logits"):
                 value = value.to(c.pick(DTYPES) if name == "teacher" and c.chance(40) else dtype)
             arguments[name] = laid_out(value, c)
-    call = Call(op, arguments, TARGETS[0] if _far(arguments) else c.pick(TARGETS))
+    call = Call(op, arguments, c.pick(TARGETS))
     arguments["backend"] = call.target[0]
     return surrounded(c, call)
-
-
-def _far(arguments: dict[str, object]) -> bool:
-    """Whether the reference is known to lose its digits here."""
-    if FAR_LOGITS not in KNOWN_OPEN:
-        return False
-    sides = [arguments[name] for name in ("student", "teacher", "logits") if name in arguments]
-    return any(bool((z.isfinite() & (z.abs() > 1000)).any()) for z in sides)
 
 
 def surrounded(c: Choices, call: Call) -> Call:

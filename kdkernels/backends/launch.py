@@ -12,9 +12,6 @@ from ..kernels import config
 from ..losses import LOSSES
 from . import compiled
 
-PARTIALS = 8
-"""Numbers per part that the launches of `over_parts` exchange (kernels/divergence_split.py names them)."""
-
 
 def over_rows(
     table: tuple[config.Resident | config.Streaming, ...],
@@ -120,7 +117,7 @@ def over_parts(
         return False
     span = _ceil_div(_ceil_div(vocab, parts), tile) * tile
     parts = _ceil_div(vocab, span)
-    partials = torch.empty(rows, parts, PARTIALS, dtype=torch.float32, device=first.device)
+    partials = torch.empty(rows, parts, config.PARTIALS, dtype=torch.float32, device=first.device)
     form = {"SPAN": span, "LAYOUT": layout, **_registers(split, _target(first))}
     both = meta | form | {"PARTS": _power_of_two(parts)}
     writes_last = tensors[-1] is not None and not meta["BALANCED"]

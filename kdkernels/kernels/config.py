@@ -75,6 +75,9 @@ class Shared:
 
 UNBOUNDED = 2**31 - 1
 
+# Numbers per part of a row that the launches of a split divergence exchange (divergence_split.py names them).
+PARTIALS = 8
+
 # Sizes are bytes of a row of the student. Measured on an H200 (2^28 bf16 or 2^27 float32 logits a side, value and
 # gradient, as a share of torch.add's speed): forward KL in bf16, 10 columns 32 % with 2 lanes, 19 with 1 and 18 with 4;
 # 100 columns 66 with 8, 47 with 4, 45 with 16; 256 83 with 16, 72 with 8, 58 with 32; 1000 71 with 32, 75 with 64, 53

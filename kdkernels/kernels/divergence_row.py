@@ -24,7 +24,7 @@ class Tensors(NamedTuple):
 
 
 class Strides(NamedTuple):
-    """Row strides in elements."""
+    """Row strides in vectors: multiples of the columns that may be loaded at once (UNIT)."""
 
     student: int
     teacher: int

@@ -9,12 +9,13 @@ program merges all parts of its row in the same order, so that they agree to the
 import triton
 import triton.language as tl
 
+from . import config
 from .divergence_row import chosen_of, factors, label_of, value_of
 from .divergence_streaming import Gradient, Sums, gathered, logits_of, merged, normalised, walked, zero_columns
 from .tile import LOG2_E, LOWEST, base_of, cross_entropy_of
 
 # Per part: the student's peak, total and total at temperature 1, the teacher's peak and total, f, h, the label's logit.
-PARTIALS = tl.constexpr(8)
+PARTIALS = tl.constexpr(config.PARTIALS)
 
 
 @triton.jit

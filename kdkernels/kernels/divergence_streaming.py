@@ -3,7 +3,7 @@
 Walk 1 (forward) gathers the sums of exponentials, walk 2 (backward) f and H, walk 3 (forward) writes the gradient. With
 a balanced loss H is 0 and walk 2 writes the gradient too. Each walk starts where the last one ended, so that of a row
 that exceeds its share of L1 and L2 the part read last, which is still there, is re-read first. Tiles lie within the
-row, without a mask; what is left of it beyond the last of them is one masked tile, of which every walk is written once.
+row, without a mask; what is left of it beyond the last of them is one masked tile.
 """
 
 from typing import NamedTuple
