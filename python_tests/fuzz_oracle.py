@@ -157,6 +157,8 @@ def trilateral(call: Call, upstream: Tensor, of_pytorch: bool) -> Wanted:
     size = deeper(size, torch.maximum(depth(rows.student, 1.0), depth(rows.teacher, 1.0)))
     size.gradient.add_(1e-30 * u.abs().amax(-1, keepdim=True))
     limits = (peer.values - answer.values).abs().nan_to_num(0.0, 0.0) + FLOORS[rows.compute].value * size.values
+    if rows.compute is F32 and not call.get("squared", False):
+        limits += 4e-23  # the root of the least number: a square below it has no digits left
     keep = rows.read[:, None].double()
     answer = Answer(answer.values * keep, answer.gradient * keep)
     for side, entered in ((rows.z, [0, 2, 3]), (rows.t, [1, 2])):  # a NaN in a class that the formula leaves out
