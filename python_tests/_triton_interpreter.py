@@ -57,7 +57,7 @@ def nan_filled_memory():
 def form(request, monkeypatch):
     if request.param == "streaming":
         table = (config.Streaming(config.UNBOUNDED, (128, 128), 4, 64, "small tiles"),)
-        tables = ("DIVERGENCE", "DIVERGENCE_WITH_TABLE", "DIVERGENCE_PER_CLASS")
+        tables = ("DIVERGENCE", "DIVERGENCE_WITH_MORE", "DIVERGENCE_PER_CLASS")
         for name in (*tables, "SOFTMAX", "SOFTMAX_BACKWARD", "TRILATERAL"):
             monkeypatch.setattr(config, name, table)
         monkeypatch.setattr(config, "TRILATERAL_BACKWARD", config.Tiled(128, 2, 64, "small tiles, several programs"))

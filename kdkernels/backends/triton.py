@@ -90,7 +90,8 @@ def divergence(student: Tensor, teacher: Tensor, gradient: Tensor | None, call: 
     per_class = table is not None and table.shape[1] > 1
     if not per_class and launch.over_parts(config.SPLIT, kernels.split, arguments, tensors, term):
         return value
-    configs = config.DIVERGENCE if table is None else config.DIVERGENCE_WITH_TABLE
+    plain = table is None and call.labels is None
+    configs = config.DIVERGENCE if plain else config.DIVERGENCE_WITH_MORE
     configs = config.DIVERGENCE_PER_CLASS if per_class else configs
     launch.over_rows(configs, kernels.divergence, arguments, tensors, term)
     return value
