@@ -36,6 +36,14 @@ def vector(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
+def overwritable(tensor: Tensor) -> Tensor:
+    """A tensor (..., columns) whose rows a kernel may write to: this one, unless they overlap, are no rows in memory or
+    do not hold what it says."""
+    if tensor.is_neg() or tensor._is_zerotensor():
+        tensor = resolved(tensor)
+    return tensor if separate(tensor) else tensor.contiguous()
+
+
 def as_rows(tensor: Tensor, vocab: int | None) -> Tensor:
     """(..., columns) as (rows, vocab), all columns for None, with unit last stride: a view wherever one exists."""
     if tensor.is_neg() or tensor._is_zerotensor():
