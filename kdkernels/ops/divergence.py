@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from ..backends import KERNEL_BACKENDS, traced
 from ..backends.calls import Divergence
-from ..rows import as_rows, overwritable, uneven, vector, written_rows
+from ..rows import as_rows, overwritable, reshaped, uneven, vector, written_rows
 from .saved import form, restored
 from .shared import by_address, empty_gradient, first_order, graph_is_kept, watched, watched_in_graph
 from .wire import Wire
@@ -61,12 +61,14 @@ def walk(student: Tensor, teacher: Tensor, call: Divergence, gradient: Tensor | 
             None if gradient is None else written_rows(gradient, call.vocab),
             WIRE.addressable(call),
         )
-    return total(values) if call.reduce else values.view(student.shape[:-1])
+    return total(values) if call.reduce else reshaped(values, student.shape[:-1])
 
 
 def total(values: Tensor) -> Tensor:
     """The sum of (rows,) values, to the same bits for any number of threads: PyTorch's own shares out more than 32768
     numbers among them. (On a GPU it gives all of them to one block, which takes 16 us for 65536.)"""
+    if traced(values):  # a graph is for any number of rows, and asks for none
+        return values.sum()
     while len(values) > _SHARED_OUT:
         whole = len(values) // _AT_ONCE * _AT_ONCE
         values = torch.cat([values[:whole].view(-1, _AT_ONCE).sum(1), values[whole:].sum().unsqueeze(0)])
@@ -122,10 +124,6 @@ class _Divergence(Function):
         if upstream is None:
             return None, None, None
         saved = ctx.saved_tensors  # first: over a graph that was freed this raises autograd's own message
-        if ctx.inplace and not ctx.deferred:
-            if ctx.logits._version != ctx.version:
-                raise RuntimeError("kdkernels: the buffer that inplace=True gave to the gradient was modified")
-            ctx.logits = ctx.logits if graph_is_kept() else None
         make = _recomputed if ctx.deferred else _scaled
         if torch.is_grad_enabled():
             return first_order(saved[0], make, ctx, upstream, *saved), None, None
@@ -149,6 +147,10 @@ def _scaled(ctx: Any, upstream: Tensor, saved: Tensor) -> Tensor:
     """The saved gradient times the upstream one. A checkpoint hands out what was saved only once."""
     if not by_address(upstream, saved):
         return times(saved, upstream)
+    if ctx.inplace:
+        if ctx.logits._version != ctx.version:
+            raise RuntimeError("kdkernels: the buffer that inplace=True gave to the gradient was modified")
+        ctx.logits = ctx.logits if graph_is_kept() else None
     saved = overwritable(restored(saved, ctx.form))
     # Whoever keeps the graph may walk it again and may write into what it got: the saved gradient stays as it is.
     gradient = saved.clone() if graph_is_kept() else saved.detach()

@@ -16,7 +16,7 @@ from ..backends import KERNEL_BACKENDS, STATISTICS, traced
 from ..backends.calls import Trilateral
 from ..backends.reference import accumulation_dtype
 from ..checks import operands
-from ..rows import as_rows, uneven, vector, written_rows
+from ..rows import as_rows, reshaped, uneven, vector, written_rows
 from .saved import form, restored
 from .shared import by_address, empty_gradient, first_order, register, watched, watched_in_graph
 from .wire import Wire
@@ -52,7 +52,7 @@ def _walk(
         statistics,
         WIRE.addressable(call),
     )
-    return distances.view(*student.shape[:-1], columns)
+    return reshaped(distances, (*student.shape[:-1], columns))
 
 
 def _walk_back(
@@ -102,7 +102,7 @@ class _Trilateral(Function):
         distances = _walk(student, teacher, class_mean, call, statistics)
         ctx.call = WIRE.without_tensors(call)
         inputs = map(watched, (teacher, class_mean, *call[: WIRE.tensors]))
-        kept = (student, statistics, distances, *inputs)
+        kept = (student, statistics, distances.clone(), *inputs)  # whoever gets them may modify them
         ctx.form = tuple(map(form, kept))
         ctx.save_for_backward(*kept)
         return distances
