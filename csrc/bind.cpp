@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <initializer_list>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -24,22 +25,35 @@ namespace {
 
 const Kernels *active = kd_cpu::runnable().front();
 
-// (address, stride in elements, dtype): a matrix of contiguous rows, or address 0 for none.
-using MatrixTuple = std::tuple<uintptr_t, int64_t, int>;
+// What may be absent is None. Address 0 is not: it is that of a tensor without memory, such as one that was freed.
+using Address = std::optional<uintptr_t>;
 
-Matrix matrix(const MatrixTuple &from) {
-  return {reinterpret_cast<void *>(std::get<0>(from)), std::get<1>(from), static_cast<DType>(std::get<2>(from))};
+// (address, stride in elements, dtype): a matrix of contiguous rows.
+using MatrixTuple = std::tuple<uintptr_t, int64_t, int>;
+using MaybeMatrix = std::optional<MatrixTuple>;
+
+// (address, orders, width)
+using TableTuple = std::optional<std::tuple<uintptr_t, int64_t, int64_t>>;
+
+Matrix matrix(const MaybeMatrix &from) {
+  if (!from)
+    return {};
+  const auto [address, stride, dtype] = *from;
+  return {reinterpret_cast<void *>(address), stride, static_cast<DType>(dtype)};
 }
 
-// (address or 0, orders, width)
-using TableTuple = std::tuple<uintptr_t, int64_t, int64_t>;
+template <class T = void> T *pointer(Address address) { return reinterpret_cast<T *>(address.value_or(0)); }
 
-template <class T = void> T *pointer(uintptr_t address) { return reinterpret_cast<T *>(address); }
+template <class... Rest> Address address(const std::tuple<uintptr_t, Rest...> &from) { return std::get<0>(from); }
 
-// The last line before the kernels: where there are elements, address 0 (a tensor without memory) is not followed.
-void present(int64_t rows, int64_t vocab, std::initializer_list<const void *> addresses) {
-  for (const void *address : addresses)
-    if (!address && rows > 0 && vocab > 0)
+template <class Tuple> Address address(const std::optional<Tuple> &from) {
+  return from ? address(*from) : std::nullopt;
+}
+
+// The last line before the kernels: where there are elements, address 0 is not followed.
+void present(int64_t rows, int64_t vocab, std::initializer_list<Address> addresses) {
+  for (const Address each : addresses)
+    if (each && !*each && rows > 0 && vocab > 0)
       throw std::invalid_argument("a tensor that a kernel has to read or write has no memory");
 }
 
@@ -91,10 +105,10 @@ void advise_huge_pages(const Matrix &target, int64_t rows, const WhereTuple &whe
 #endif
 }
 
-void divergence(int loss, const MatrixTuple &student, const MatrixTuple &teacher, const MatrixTuple &gradient,
-                uintptr_t labels, uintptr_t soft_weight, uintptr_t hard_weight, uintptr_t values, int64_t rows,
-                int64_t vocab, double temperature, double soft_scale, double hard_scale, double scalar,
-                const TableTuple &table, bool wide, const WhereTuple &where) {
+void divergence(int loss, const MatrixTuple &student, const MatrixTuple &teacher, const MaybeMatrix &gradient,
+                Address labels, Address soft_weight, Address hard_weight, uintptr_t values, int64_t rows, int64_t vocab,
+                double temperature, double soft_scale, double hard_scale, double scalar, const TableTuple &table,
+                bool wide, const WhereTuple &where) {
   if (loss < 0 || loss >= active->losses)
     throw std::invalid_argument("no loss has the number " + std::to_string(loss));
   const kd_cpu::Divergence call{matrix(student),
@@ -110,10 +124,12 @@ void divergence(int loss, const MatrixTuple &student, const MatrixTuple &teacher
                                 soft_scale,
                                 hard_scale,
                                 scalar,
-                                pointer(std::get<0>(table)),
-                                std::get<1>(table),
-                                std::get<2>(table)};
-  present(rows, vocab, {call.student.data, call.teacher.data, call.values});
+                                pointer(address(table)),
+                                table ? std::get<1>(*table) : 0,
+                                table ? std::get<2>(*table) : 0};
+  present(rows, vocab,
+          {address(student), address(teacher), address(gradient), labels, soft_weight, hard_weight, values,
+           address(table)});
   if (call.gradient.data != call.student.data)
     advise_huge_pages(call.gradient, rows, where);
   run(call, call.student.dtype, wide, where, active->divergence[2 * loss + wide],
@@ -123,7 +139,7 @@ void divergence(int loss, const MatrixTuple &student, const MatrixTuple &teacher
 void softmax(const MatrixTuple &input, const MatrixTuple &output, int64_t rows, int64_t vocab, double temperature,
              bool log, bool wide, const WhereTuple &where) {
   const kd_cpu::Softmax call{matrix(input), {}, matrix(output), rows, vocab, 1.0 / temperature, log};
-  present(rows, vocab, {call.input.data, call.output.data});
+  present(rows, vocab, {address(input), address(output)});
   advise_huge_pages(call.output, rows, where);
   run(call, call.input.dtype, wide, where, active->softmax[wide],
       [&](const auto &kernels, const auto &there) { kernels.softmax(call, there); });
@@ -132,7 +148,7 @@ void softmax(const MatrixTuple &input, const MatrixTuple &output, int64_t rows, 
 void softmax_backward(const MatrixTuple &upstream, const MatrixTuple &output, const MatrixTuple &gradient, int64_t rows,
                       int64_t vocab, double temperature, bool log, bool wide, const WhereTuple &where) {
   const kd_cpu::Softmax call{matrix(output), matrix(upstream), matrix(gradient), rows, vocab, 1.0 / temperature, log};
-  present(rows, vocab, {call.input.data, call.upstream.data, call.output.data});
+  present(rows, vocab, {address(upstream), address(output), address(gradient)});
   advise_huge_pages(call.output, rows, where);
   run(call, call.input.dtype, wide, where, active->softmax_backward[wide],
       [&](const auto &kernels, const auto &there) { kernels.softmax_backward(call, there); });
@@ -141,13 +157,13 @@ void softmax_backward(const MatrixTuple &upstream, const MatrixTuple &output, co
 void scale_rows(const MatrixTuple &gradient, uintptr_t factor, bool per_row, int64_t rows, int64_t vocab, bool wide,
                 const WhereTuple &where) {
   const kd_cpu::Scale call{matrix(gradient), pointer(factor), per_row, rows, vocab};
-  present(rows, vocab, {call.gradient.data, call.factor});
+  present(rows, vocab, {address(gradient), factor});
   run(call, call.gradient.dtype, wide, where, active->scale[wide],
       [&](const auto &kernels, const auto &there) { kernels.scale(call, there); });
 }
 
-void trilateral(const MatrixTuple &student, const MatrixTuple &teacher, const MatrixTuple &class_mean, uintptr_t labels,
-                uintptr_t distances, uintptr_t statistics, int64_t rows, int64_t vocab, int64_t ignore_index,
+void trilateral(const MatrixTuple &student, const MatrixTuple &teacher, const MaybeMatrix &class_mean, uintptr_t labels,
+                uintptr_t distances, Address statistics, int64_t rows, int64_t vocab, int64_t ignore_index,
                 bool squared, bool wide, const WhereTuple &where) {
   const kd_cpu::Trilateral call{matrix(student),
                                 matrix(teacher),
@@ -161,12 +177,12 @@ void trilateral(const MatrixTuple &student, const MatrixTuple &teacher, const Ma
                                 vocab,
                                 ignore_index,
                                 squared};
-  present(rows, vocab, {call.student.data, call.teacher.data, call.labels, call.distances});
+  present(rows, vocab, {address(student), address(teacher), address(class_mean), labels, distances, statistics});
   run(call, call.student.dtype, wide, where, active->trilateral[wide],
       [&](const auto &kernels, const auto &there) { kernels.trilateral(call, there); });
 }
 
-void trilateral_backward(const MatrixTuple &student, const MatrixTuple &teacher, const MatrixTuple &class_mean,
+void trilateral_backward(const MatrixTuple &student, const MatrixTuple &teacher, const MaybeMatrix &class_mean,
                          const MatrixTuple &gradient, uintptr_t labels, uintptr_t distances, uintptr_t statistics,
                          uintptr_t upstream, int64_t rows, int64_t vocab, int64_t ignore_index, bool squared, bool wide,
                          const WhereTuple &where) {
@@ -183,8 +199,8 @@ void trilateral_backward(const MatrixTuple &student, const MatrixTuple &teacher,
                                 ignore_index,
                                 squared};
   present(rows, vocab,
-          {call.student.data, call.teacher.data, call.gradient.data, call.labels, call.distances, call.statistics,
-           call.upstream});
+          {address(student), address(teacher), address(class_mean), address(gradient), labels, distances, statistics,
+           upstream});
   advise_huge_pages(call.gradient, rows, where);
   run(call, call.student.dtype, wide, where, active->trilateral_backward[wide],
       [&](const auto &kernels, const auto &there) { kernels.trilateral_backward(call, there); });

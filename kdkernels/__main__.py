@@ -10,7 +10,7 @@ import warnings
 import torch
 
 from . import __version__, backends
-from .backends import native, resolve
+from .backends import SMALL, native, resolve
 
 SETTINGS = ("KDKERNELS_BACKEND", "KDKERNELS_ISA", "KDKERNELS_STRICT", "TRITON_INTERPRET")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -62,13 +62,19 @@ def _name(device: torch.device) -> str:
 
 
 def _automatic(device: torch.device) -> str:
-    """What backend="auto" takes on this device, by dtype where that matters; a fall-back's warning is in it already."""
+    """What backend="auto" takes on this device, by size and dtype where they matter."""
+    few, many = (_taken(device, torch.empty(size, device="meta")) for size in (SMALL, SMALL + 1))
+    return few if few == many else f"{few} up to {SMALL} logits, {many} beyond"
+
+
+def _taken(device: torch.device, logits: torch.Tensor) -> str:
+    """What it takes for so many logits; a fall-back's warning is in it already."""
     chosen = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for dtype in DTYPES:
             try:
-                taken = resolve("auto", device, (dtype,))
+                taken = resolve("auto", device, (dtype,), logits)
             except RuntimeError as error:  # KDKERNELS_STRICT=1, or a backend of KDKERNELS_BACKEND that cannot run here
                 taken = f"an error ({error})"
             chosen.setdefault(taken, []).append(str(dtype).removeprefix("torch."))

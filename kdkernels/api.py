@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import checks, ops
@@ -54,12 +53,14 @@ def divergence(
             grad. A row of weight 0 is not read, but it is counted.
         reduction: "none" (one value per row, shape (...)), "sum", "mean" (over counted rows; 0 where there are none)
             or "batchmean" (the sum divided by ``student.shape[0]``, by 1 where there are no leading dimensions).
-        normalizer: positive number or tensor of one that replaces the divisor of "mean", e.g. the number of tokens of a
-            whole accumulated batch; 0 where no row counts.
+        normalizer: positive number or tensor of one (checked on a CPU) that replaces the divisor of "mean", e.g. the
+            number of tokens of a whole accumulated batch; 0 where no row counts.
         vocab_size: only the first entries of both vocabularies enter (for vocabularies of different sizes); the
             gradient of the others is 0.
-        inplace: let the gradient take the student's buffer. The logits are lost; autograd is told, and a later
-            differentiable use of them raises. Eager mode only: ``torch.compile`` plans memory itself and ignores it.
+        inplace: let the gradient take the student's buffer. The logits are lost: take metrics of them, such as an
+            accuracy, before the call. Autograd is told, so that the backward pass of a later differentiable use raises;
+            a later use without one reads the gradient. Eager mode only: ``torch.compile`` plans memory itself and
+            ignores it.
             Not for a slice such as ``logits[:, :-1]``: shift the labels, ``F.pad(labels[:, 1:], (0, 1), value=-100)``,
             which also spares the gradient that the slice's own backward makes. Memory that another argument shares
             otherwise than row by row is refused.
@@ -80,9 +81,9 @@ def divergence(
         return on_shards(divergence, locals())
     checks.loss(loss)
     vocab, temperature, normalizer = _check_common(
-        student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size
+        student, teacher, temperature, tau_squared, mask, weight, reduction, normalizer, vocab_size, inplace
     )
-    if inplace and not torch.compiler.is_compiling():
+    if inplace:
         checks.inplace(student, teacher=teacher, mask=mask, weight=weight, normalizer=normalizer)
     counted = None if mask is None else flat(mask)
     weights, scale = row_weights(student, teacher, counted, weight, reduction, normalizer)
@@ -136,11 +137,11 @@ def distillation(
         return on_shards(distillation, locals())
     checks.loss(loss)
     vocab, temperature, normalizer = _check_common(
-        student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size
+        student, teacher, temperature, tau_squared, mask, weight, reduction, normalizer, vocab_size, inplace
     )
     checks.labels(labels, student)
     ignore_index, alpha = checks.ignore_index(ignore_index), checks.alpha(alpha, student)
-    if inplace and not torch.compiler.is_compiling():
+    if inplace:
         beside = {"mask": mask, "weight": weight, "normalizer": normalizer, "alpha": alpha}
         checks.inplace(student, teacher=teacher, labels=labels, **beside)
     labels = flat(labels).long()
@@ -195,11 +196,13 @@ def _softmax(logits: Tensor, temperature: float, log: bool, backend: str) -> Ten
 
 
 def _check_common(
-    student, teacher, temperature, mask, weight, reduction, normalizer, vocab_size
+    student, teacher, temperature, tau_squared, mask, weight, reduction, normalizer, vocab_size, inplace
 ) -> tuple[int, float, float | Tensor | None]:
     """Columns that count, temperature and divisor as Python's numbers or a 0-d tensor."""
     vocab = checks.pair(student, teacher, vocab_size)
     temperature = checks.temperature(temperature)
+    checks.flag("tau_squared", tau_squared)
+    checks.flag("inplace", inplace)
     normalizer = checks.reduction(reduction, normalizer, student)
     checks.mask(mask, student)
     checks.weight(weight, student)
@@ -224,4 +227,4 @@ def _evaluate(student: Tensor, teacher: Tensor, call: Divergence, loss: Loss, in
     vocab = student.shape[-1] if call.vocab is None else call.vocab
     student2d, teacher2d = (tensor[..., :vocab].reshape(-1, vocab) for tensor in (student, teacher))
     values = reference.divergence(student2d, teacher2d, call, loss)
-    return values.sum() if call.reduce else values.reshape(student.shape[:-1])
+    return ops.total(values) if call.reduce else values.reshape(student.shape[:-1])

@@ -9,19 +9,39 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .backends import check_name, traced, transformed
+from .backends import check_name
 from .losses import Loss
 
 _ANY_VOCABULARY = 2**31 - 1
 
 
+class Option:
+    """A keyword of a criterion's function, as an attribute of the criterion: checked when it is assigned."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: Criterion | None, owner: type | None = None) -> Any:
+        return self if module is None else module.options[self.name]
+
+    def __set__(self, module: Criterion, value: Any) -> None:
+        options = module.options | {self.name: value}
+        _check(module.loss, options)
+        module.options = options
+
+
 class Criterion(nn.Module):
     """Holds a loss and the keywords of its function; what varies by batch is given at the call.
+
+    A keyword may be read and assigned later, as ``criterion.temperature = 4.0``, and is checked again then.
 
     Tensors of the loss (``Perturbed``'s ``coefficients``) are buffers: they move with the module, are in its
     state_dict, and what is loaded or written into them is what the loss uses. They keep their dtype: ``half()`` or
     ``to(torch.bfloat16)`` would only round them, because arithmetic is float32 at least.
     """
+
+    temperature, tau_squared, reduction = Option(), Option(), Option()
+    vocab_size, inplace, backend = Option(), Option(), Option()
 
     _names = ()  # of the buffers that are the loss's tensors
 
@@ -37,13 +57,7 @@ class Criterion(nn.Module):
         """The loss, its tensors what the buffers hold now. Another loss may be assigned."""
         if not self._names:
             return self._loss
-        held = {name: getattr(self, name) for name in self._names}  # a Parameter, where one was assigned
-        if traced(*held.values()) or transformed():
-            return self._loss.with_tensors(held)  # a graph holds the buffers, not what was once made from them
-        stamp = [_stamp(tensor) for tensor in held.values()]
-        if stamp != self._made_of:
-            self._loss, self._made_of = self._loss.with_tensors(held), stamp
-        return self._loss
+        return self._loss.with_tensors({name: getattr(self, name) for name in self._names})  # .data counts no writing
 
     @loss.setter
     def loss(self, loss: Loss) -> None:
@@ -54,7 +68,7 @@ class Criterion(nn.Module):
         with torch.inference_mode(False):
             for name, tensor in held.items():
                 self.register_buffer(name, tensor.clone())  # the caller's loss stays as it is, whatever is loaded here
-        self._loss, self._names, self._made_of = loss, tuple(held), None
+        self._loss, self._names = loss, tuple(held)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Criterion:
         before = dict(self._buffers)
@@ -85,12 +99,6 @@ class Criterion(nn.Module):
         return ", ".join([repr(self._loss), *(f"{name}={value!r}" for name, value in self.options.items())])
 
 
-def _stamp(tensor: Tensor) -> tuple:
-    """Which tensor it is, of what kind, where its values lie and how often they were written."""
-    version = object() if tensor.is_inference() else tensor._version  # no writing is counted there: never the same
-    return id(tensor), tensor.requires_grad, tensor.data_ptr(), version
-
-
 def _check(loss: Loss, options: Mapping[str, Any]) -> None:
     """All that is known before there is a batch, by a call's own checks and in their words."""
     checks.loss(loss)
@@ -99,6 +107,8 @@ def _check(loss: Loss, options: Mapping[str, Any]) -> None:
     check_name(options["backend"], "backend")
     for name in ("tau_squared", "inplace"):
         checks.flag(name, options[name])
+    if options["tau_squared"]:
+        checks.squared(options["temperature"])
     if "ignore_index" in options:
         checks.ignore_index(options["ignore_index"])
     vocab_size = options["vocab_size"]

@@ -65,6 +65,7 @@ def trilateral_distances(
         return on_shards(trilateral_distances, locals())
     vocab = checks.pair(student, teacher, vocab_size)
     checks.labels(labels, student)
+    checks.flag("squared", squared)
     ignore_index = checks.ignore_index(ignore_index)
     checks.class_mean(class_mean, student, vocab)
     if labels.dim() != 1 or labels.dtype != torch.int64:

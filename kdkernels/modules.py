@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import api, checks
-from .criterion import Criterion
+from .criterion import Criterion, Option
 from .losses import ForwardKL, Loss
 
 
 class DivergenceLoss(Criterion):
     """`kdkernels.divergence` as a module: ``criterion(student, teacher, mask=..., weight=..., normalizer=...)``.
 
-    Equivalent to calling the function with the keywords given here; conventions and sources are the function's.
+    Equivalent to calling the function with the keywords given here; conventions and sources are the function's. Each of
+    them may be read and assigned later: ``criterion.temperature = 4.0``.
 
     Args:
         loss: a loss of this package, e.g. ``ForwardKL()``, ``JensenShannon(beta=0.5)``. The coefficients of a
             ``Perturbed`` are a buffer: they follow the module to a device (not to a dtype, which would only round
-            them) and are in its state_dict. ``criterion.loss`` may be replaced later.
+            them) and are in its state_dict.
         temperature: T > 0, a number; divides both sides.
         tau_squared: multiply the result by T^2.
         reduction: "none" (one value per row), "sum", "mean" (over counted rows) or "batchmean".
         vocab_size: only the first entries of both vocabularies enter.
-        inplace: let the gradient take the student's buffer; the logits are lost.
+        inplace: let the gradient take the student's buffer; the logits are lost: take metrics of them before the call.
         backend: "auto", or one of ``kd.backends()``; one that was named and cannot run raises.
 
     Raises:
@@ -83,12 +85,13 @@ class DivergenceLoss(Criterion):
 class DistillationLoss(Criterion):
     """`kdkernels.distillation` as a module: ``criterion(student, teacher, labels, alpha=..., mask=...)``.
 
-    Equivalent to calling the function with the keywords given here; conventions and sources are the function's.
+    Equivalent to calling the function with the keywords given here; conventions and sources are the function's. Each of
+    them may be read and assigned later: ``criterion.temperature = 4.0``.
 
     Args:
         loss: a loss of this package, e.g. ``ForwardKL()``, ``JensenShannon(beta=0.5)``. The coefficients of a
             ``Perturbed`` are a buffer: they follow the module to a device (not to a dtype, which would only round
-            them) and are in its state_dict. ``criterion.loss`` may be replaced later.
+            them) and are in its state_dict.
         alpha: share of the divergence, a number in [0, 1]; the cross-entropy gets the rest. A tensor, of one value or
             of one per row, becomes a buffer. One that is given at the call replaces it.
         temperature: T > 0, a number; divides both sides of the divergence.
@@ -96,12 +99,14 @@ class DistillationLoss(Criterion):
         ignore_index: rows of this label count in neither term.
         reduction: "none" (one value per row), "sum", "mean" (over counted rows) or "batchmean".
         vocab_size: only the first entries of both vocabularies enter.
-        inplace: let the gradient take the student's buffer; the logits are lost.
+        inplace: let the gradient take the student's buffer; the logits are lost: take metrics of them before the call.
         backend: "auto", or one of ``kd.backends()``; one that was named and cannot run raises.
 
     Raises:
         TypeError, ValueError: an argument breaks a rule above; here, where it is known here, otherwise at the call.
     """
+
+    ignore_index = Option()
 
     def __init__(
         self,
@@ -128,7 +133,8 @@ class DistillationLoss(Criterion):
         )
         if isinstance(alpha, Tensor):
             checks.alpha(alpha, alpha.unsqueeze(-1))  # against logits of its own shape: those of a batch are to come
-            self.register_buffer("alpha", alpha)
+            with torch.inference_mode(False):
+                self.register_buffer("alpha", alpha.clone())  # the caller's stays as it is, whatever is loaded here
         else:
             checks.alpha(alpha, None)
             self.alpha = alpha

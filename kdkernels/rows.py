@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 _WORTH_A_CALL = 1 << 15  # elements: fewer are copied in less time than a call takes to start
@@ -34,6 +36,20 @@ def vector(tensor: Tensor) -> Tensor:
     if tensor.is_neg() or tensor._is_zerotensor():
         tensor = resolved(tensor)
     return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def overwritable(tensor: Tensor) -> Tensor:
+    """A tensor (..., columns) whose rows a kernel may write to: this one, unless they overlap, are no rows in memory or
+    do not hold what it says."""
+    if tensor.is_neg() or tensor._is_zerotensor():
+        tensor = resolved(tensor)
+    return tensor if separate(tensor) else tensor.contiguous()
+
+
+def reshaped(result: Tensor, shape: Sequence[int]) -> Tensor:
+    """A result that a kernel has just filled, in another shape of as many elements, without a view of it: autograd lets
+    nobody modify a view that a Function returns."""
+    return result if result.dim() == len(shape) else result.resize_(shape)
 
 
 def as_rows(tensor: Tensor, vocab: int | None) -> Tensor:

@@ -19,10 +19,10 @@ def row_weights(student, teacher, counted, weight, reduction, normalizer) -> tup
     elif reduction == "mean":
         divisor = normalizer
         if normalizer is None:
-            divisor = _count(student, student.dim() - 1) if counted is None else counted.sum().clamp_(min=1)
-        elif not isinstance(normalizer, Tensor) and normalizer == 0:
-            checks.nothing_counted(normalizer, counted)
-            divisor = counted.new_zeros((), dtype=torch.float32)
+            divisor = _count(student, student.dim() - 1) if counted is None else counted.sum().clamp(min=1)
+        elif checks.zero(normalizer):
+            checks.nothing_counted(normalizer, counted, student)
+            divisor = student.new_zeros((), dtype=torch.float32)
     if counted is None and weight is None and not isinstance(divisor, Tensor):
         return None, 1.0 / divisor
     compute = reference.accumulation_dtype(student, teacher)

@@ -202,3 +202,22 @@ def test_teacher_gets_no_gradient(where):
     assert teacher.grad is None
     with pytest.raises(ValueError, match=r"teacher must not require grad .*teacher\.detach\(\)"):
         kd.divergence(student, teacher.requires_grad_(), backend=where.backend)
+
+
+@pytest.mark.parametrize("shape", [(6, 11), (2, 3, 11), (11,)], ids=str)
+@pytest.mark.parametrize("op", ["divergence", "trilateral"])
+def test_values_may_be_modified_in_place(where, shape, op):
+    """As those of PyTorch's own losses may: `loss *= weight`, `loss[i] = 0`."""
+    student, teacher = pair(*shape, device=where.device)
+    labels = torch.ones(shape[:-1], dtype=torch.int64, device=where.device)
+
+    def call():
+        if op == "trilateral":
+            return kd.trilateral_distances(student, teacher, labels, backend=where.backend)
+        return kd.divergence(student, teacher, reduction="none", backend=where.backend)
+
+    (expected,) = torch.autograd.grad((2 * call()).sum(), student)
+    values = call()
+    values *= 2
+    (found,) = torch.autograd.grad(values.sum(), student)
+    torch.testing.assert_close(found, expected)

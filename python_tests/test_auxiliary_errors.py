@@ -243,3 +243,9 @@ def test_an_empty_bank():
     bank = auxiliary.InstanceBank(4, DIM, CLASSES)
     with pytest.raises(RuntimeError, match="(?i)bank.*empty|empty.*bank"):
         auxiliary.auxiliary_divergence(Z, ZT, H, HT, bank, **SETTINGS)
+
+
+def test_a_temperature_without_a_square():
+    """T^2 multiplies the first term, and float32 has to hold it."""
+    with pytest.raises(ValueError, match="temperature must not exceed"):
+        auxiliary.AuxiliaryKD(student_dim=3, teacher_dim=4, num_classes=5, temperature=1e20)

@@ -85,6 +85,25 @@ def test_the_block_ends_with_an_error(seen):
     assert seen == ["native"]
 
 
+def test_a_choice_as_a_decorator_and_a_name_that_is_checked_at_once(seen):
+    student, teacher = pair(3, 7)
+
+    @kd.use_backend("reference")
+    def inside(depth=0):
+        kd.divergence(student, teacher)
+        return inside(depth - 1) if depth else "done"
+
+    assert inside(1) == "done" and inside.__name__ == "inside"
+    kd.divergence(student, teacher)
+    again = kd.use_backend("reference")
+    with again, again:
+        kd.divergence(student, teacher)
+    kd.divergence(student, teacher)
+    assert seen == ["reference", "reference", "native", "reference", "native"]
+    with pytest.raises(ValueError, match="name must be one of"):
+        kd.use_backend("torch")
+
+
 def test_a_block_is_its_thread_s_own(seen):
     student, teacher = pair(3, 7)
     with kd.use_backend("reference"):

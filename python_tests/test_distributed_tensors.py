@@ -89,6 +89,19 @@ def run_process(rank, path):
         tensor = distribute_tensor(torch.ones(4) > 0 if name == "mask" else torch.ones(4), mesh, [Shard(0)])
         with pytest.raises(TypeError, match=rf"{name} is a DTensor and the student is not: pass {name}.to_local\(\)"):
             kd.divergence(logits(4, VOCAB), logits(4, VOCAB), **{name: tensor})
+    rows = distribute_tensor(logits(7, VOCAB), mesh, [Shard(0)])
+    for wrong, given in (("weight", torch.rand(6)), ("mask", torch.ones(6) > 0)):  # every process: none is left waiting
+        with pytest.raises(ValueError, match=rf"{wrong} must have one value per row, shape \(7,\), got \(6,\)"):
+            kd.divergence(rows, rows, **{wrong: given})
+    with pytest.raises(ValueError, match=r"teacher must have the shape of student \(7, 20\), got \(6, 20\)"):
+        kd.divergence(rows, logits(6, VOCAB))
+    first = torch.arange(7) == 0  # counted by one of the processes only
+    for divisor in (0, torch.tensor(0.0), distribute_tensor(torch.tensor(0.0), mesh, [Replicate()])):
+        for mask in (None, first, distribute_tensor(first, mesh, [Shard(0)])):
+            with pytest.raises(ValueError, match="normalizer must be positive and finite, got .* rows are counted"):
+                kd.divergence(rows, rows, mask=mask, normalizer=divisor)
+    with pytest.raises(ValueError, match="normalizer must be positive and finite, got -1"):
+        kd.divergence(rows, rows, normalizer=torch.tensor(-1.0))
     plain = logits(4, VOCAB).requires_grad_()
     for value in (kd.softmax(plain), kd.divergence(plain, logits(4, VOCAB), reduction="none")):
         above = distribute_tensor(torch.ones_like(value), mesh, [Replicate()])

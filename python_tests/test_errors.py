@@ -65,15 +65,26 @@ BAD_CALLS = [
     ({"reduction": "none", "normalizer": 3}, ValueError, f"{DIVISOR}'none'"),
     ({"reduction": "batchmean", "normalizer": 3}, ValueError, f"{DIVISOR}'batchmean'"),
     ({"normalizer": 0}, ValueError, f"normalizer {POSITIVE}0"),
+    ({"normalizer": 10**400}, ValueError, f"normalizer {POSITIVE}1000"),
+    ({"normalizer": torch.tensor(0)}, ValueError, f"normalizer {POSITIVE}0 while rows are counted"),
+    ({"normalizer": torch.tensor(-6.0)}, ValueError, f"normalizer {POSITIVE}-6.0"),
+    ({"normalizer": torch.tensor(math.nan)}, ValueError, f"normalizer {POSITIVE}nan"),
+    ({"normalizer": torch.tensor([math.inf])}, ValueError, f"normalizer {POSITIVE}inf"),
+    ({"tau_squared": "no"}, TypeError, "tau_squared must be True or False, got 'no'"),
+    ({"inplace": "no"}, TypeError, "inplace must be True or False, got 'no'"),
     ({"normalizer": ROWS}, ValueError, "normalizer must be a number or a 0-d tensor, got shape (4,)"),
     ({"normalizer": "3"}, TypeError, "normalizer must be a number or a 0-d tensor, got str"),
     ({"normalizer": torch.tensor(3.0, requires_grad=True)}, ValueError, "normalizer must not require grad"),
-    ({"mask": torch.ones(4, 1, dtype=torch.bool)}, ValueError, f"mask {PER_ROW}(4, 1)"),
-    ({"mask": ROWS}, TypeError, "mask must be boolean (True = counted), got torch.float32"),
+    (
+        {"mask": torch.ones(4, 1, dtype=torch.bool)},
+        ValueError,
+        f"mask {PER_ROW}(4, 1): pass mask.reshape(4,)",
+    ),
+    ({"mask": ROWS}, TypeError, "mask must be boolean (True = counted), got torch.float32: pass mask.bool()"),
     ({"mask": (ROWS > 0).to_sparse()}, TypeError, "mask must be a dense tensor, got layout torch.sparse_coo"),
     ({"mask": [True] * 4}, TypeError, "mask must be a torch.Tensor, got list"),
     ({"weight": torch.ones(4, 7)}, ValueError, f"weight {PER_ROW}(4, 7)"),
-    ({"weight": ZEROS}, TypeError, "weight must be floating point, got torch.int64"),
+    ({"weight": ZEROS}, TypeError, "weight must be floating point, got torch.int64: pass weight.float()"),
     ({"weight": 2.0}, TypeError, "weight must be a torch.Tensor, got float"),
     ({"weight": GRAD}, ValueError, "weight must not require grad (it is a constant of the loss): pass weight.detach()"),
     ({"backend": "cudnn"}, ValueError, "must be one of 'auto', 'reference', 'native', 'triton', got 'cudnn'"),
@@ -113,7 +124,7 @@ def refuse(function, arguments, error, message):
     if isinstance(z, torch.Tensor) and z.is_floating_point():
         z = (z.requires_grad_() * 1.0).contiguous()
     with pytest.raises(error, match=re.escape(message)):
-        function(z, t, inplace=True, **arguments)
+        function(z, t, **{"inplace": True} | arguments)
     assert torch.equal(z.detach(), before) if isinstance(z, torch.Tensor) else z == before
 
 
@@ -129,6 +140,21 @@ def test_messages(op, changes, error, message):
 @pytest.mark.parametrize(("changes", "error", "message"), BAD_DISTILLATIONS, ids=short)
 def test_messages_of_distillation(changes, error, message):
     refuse(kd.distillation, {"labels": ZEROS} | changes, error, message)
+
+
+def test_a_flag_of_the_distances():
+    for wrong in ("no", 1, -100, None):
+        with pytest.raises(TypeError, match=f"squared must be True or False, got {wrong!r}"):
+            kd.trilateral_distances(student(), student(seed=1), ZEROS, None, wrong)
+
+
+@pytest.mark.parametrize("nothing", [0, torch.tensor(0), torch.tensor(0.0)], ids=repr)
+def test_a_normalizer_of_0_where_there_is_no_row(nothing):
+    """0 where no row counts: of none at all, too."""
+    empty, labels = torch.empty(0, 5), torch.empty(0, dtype=torch.int64)
+    assert kd.divergence(empty, empty, normalizer=nothing) == 0
+    assert kd.distillation(empty, empty, labels, normalizer=nothing) == 0
+    assert kd.divergence(student(), student(), mask=ZEROS > 0, normalizer=nothing) == 0
 
 
 def test_different_vocabularies_name_vocab_size():

@@ -30,7 +30,7 @@ TOGETHER = {
     "teacher of one row": lambda z: (z[:, :VOCAB], z.detach()[3, :VOCAB].expand(ROWS, VOCAB), {}),
     "weight a column": lambda z: (z[:, :VOCAB], torch.ones(ROWS, VOCAB, dtype=z.dtype), {"weight": z.detach()[:, 7]}),
     "weight a row": lambda z: (z[:, :VOCAB], torch.ones(ROWS, VOCAB, dtype=z.dtype), {"weight": z.detach()[2, :ROWS]}),
-    "normalizer": lambda z: (z, torch.ones(ROWS, 2 * VOCAB, dtype=z.dtype), {"normalizer": z.detach()[0, 0]}),
+    "normalizer": lambda z: (z, torch.ones(ROWS, 2 * VOCAB, dtype=z.dtype), {"normalizer": z.detach()[0, 1]}),
 }
 
 

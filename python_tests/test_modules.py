@@ -136,6 +136,63 @@ def test_every_option_is_checked_when_it_is_built(criterion, options, error, mes
         criterion(**options)
 
 
+def test_options_are_attributes_that_may_change():
+    student, teacher = pair(4, 50)
+    labels = torch.tensor([1, 7, 3, 2])
+    criterion = kd.DistillationLoss(alpha=0.3)
+    changes = {"temperature": 9.0, "reduction": "sum", "tau_squared": False, "ignore_index": 7, "vocab_size": 40}
+    for name, value in changes.items():
+        setattr(criterion, name, value)
+        assert getattr(criterion, name) == value
+    assert torch.equal(
+        criterion(student, teacher, labels), kd.distillation(student, teacher, labels, alpha=0.3, **changes)
+    )
+    assert "temperature=9.0" in repr(criterion)
+    assert copy.deepcopy(criterion).temperature == 9.0 and kd.DistillationLoss().temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("temperature", 0.0, "temperature must be positive"),
+        ("temperature", 1e20, "temperature must not exceed"),
+        ("reduction", "average", "reduction must be one of"),
+        ("inplace", 1, "inplace must be True or False"),
+        ("backend", "cuda", "backend must be one of"),
+        ("vocab_size", 0, "vocab_size must lie in"),
+        ("ignore_index", 2**70, "ignore_index must be an int64"),
+    ],
+)
+def test_an_option_is_checked_when_it_is_assigned(name, value, message):
+    criterion = kd.DistillationLoss()
+    before = dict(criterion.options)
+    with pytest.raises((TypeError, ValueError), match=message):
+        setattr(criterion, name, value)
+    assert criterion.options == before
+
+
+def test_a_temperature_without_a_square_is_refused_where_it_is_known():
+    with pytest.raises(ValueError, match="temperature must not exceed"):
+        kd.DivergenceLoss(temperature=1e20)
+    assert kd.DivergenceLoss(temperature=1e20, tau_squared=False).temperature == 1e20
+
+
+def test_the_caller_s_alpha_is_not_the_module_s():
+    alpha = torch.tensor(0.1)
+    kd.DistillationLoss(alpha=alpha).load_state_dict({"alpha": torch.tensor(0.9)})
+    assert alpha == torch.tensor(0.1)
+
+
+def test_coefficients_written_where_no_version_counts_are_used():
+    student, teacher = pair(4, 50)
+    criterion = kd.DivergenceLoss(kd.Perturbed(torch.tensor([0.1, 0.2])))
+    criterion(student, teacher)
+    criterion.coefficients.data.mul_(5)
+    assert torch.equal(
+        criterion(student, teacher), kd.divergence(student, teacher, kd.Perturbed(criterion.coefficients))
+    )
+
+
 @pytest.mark.parametrize("criterion", [kd.DivergenceLoss, kd.DistillationLoss])
 def test_help_begins_with_our_arguments(criterion):
     """pydoc prints nn.Module's members too, after ours: the class, its docstring, its methods and theirs come first."""

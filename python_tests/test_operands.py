@@ -120,3 +120,12 @@ def test_the_extension_follows_no_null_pointer():
         with pytest.raises(ValueError, match="has no memory"):
             _C.softmax(source, target, ROWS, VOCAB, 1.0, False, False, (-1, 1))
     _C.softmax(none, none, 0, VOCAB, 1.0, False, False, (-1, 1))
+
+
+@pytest.mark.parametrize("name", ["student", "teacher", "labels", "soft_weight", "hard_weight"])
+def test_a_freed_operand_is_not_taken_for_an_absent_one(name):
+    given = {"student": X.clone(), "teacher": T.clone(), **USUAL}
+    given |= {"labels": Y.clone(), "soft_weight": torch.ones(ROWS), "hard_weight": torch.ones(ROWS)}
+    given[name].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="has no memory"):
+        OPS.divergence(*given.values())

@@ -204,3 +204,8 @@ def test_logits_of_any_dtype_and_rows_with_minus_infinity(dtype):
     found = search(z, labels)
     assert found.vanilla == pytest.approx(quality_by_hand(z.double().softmax(-1), labels), rel=1e-12)
     assert found.quality < found.vanilla
+
+
+def test_a_search_is_printed_in_a_line():
+    found = search(*validation_set())
+    assert len(repr(found)) < 200 and "45 trials" in repr(found) and f"{found.quality:.6g}" in repr(found)

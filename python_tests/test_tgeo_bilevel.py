@@ -42,8 +42,14 @@ def test_updates_on_each_kth_call_and_asks_for_validation_then_only():
 
 
 def test_what_is_not_due_costs_nothing():
-    """Not even a look at the batch."""
-    assert make(every=2).step(None, None) is False
+    """Not even a look at the batch; what is no validation batch at all is found at once."""
+    assert make(every=2).step(None, lambda: 1 / 0) is False
+    assert make(every=2).step(None, (None, None)) is False
+    bilevel = make(every=2)
+    for wrong in (None, torch.ones(3), (torch.ones(3),)):
+        with pytest.raises(ValueError, match=r"validation must be a tuple \(inputs, labels\), got"):
+            bilevel.step(None, wrong)
+    assert bilevel.calls == 0
 
 
 @EVERY_DEVICE

@@ -59,6 +59,15 @@ def test_the_number_of_threads_changes_no_distance(kernel, thread_count, shape):
         assert all(torch.equal(a, b) for a, b in zip(got, results[0], strict=True))
 
 
+def test_the_number_of_threads_changes_no_sum_of_the_reference(thread_count):
+    student, teacher = logits(200_000, 3), logits(200_000, 3, seed=1)
+    sums = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        sums.append(kd.divergence(student, teacher, reduction="sum", backend="reference").item())
+    assert sums[0] == sums[1] == sums[2]
+
+
 def test_concurrent_distances(where):
     """Several Python threads at once, each with rows of its own: statistics and gradients do not mix."""
     sizes = [5, 37, 64]

@@ -116,6 +116,14 @@ def test_a_launch_is_the_one_that_triton_would_make(stub, monkeypatch):
     assert stub.launches[0].arguments[:2] == [logits.data_ptr(), output.data_ptr()]
 
 
+def test_a_tensor_whose_memory_is_gone_is_not_launched(stub):
+    gone = torch.ones(8)
+    gone.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="has no memory"):
+        compiled.bind((gone,), gone)
+    assert compiled.bind((torch.empty(0),), gone).values == [0]
+
+
 def test_numbers_of_64_bits_and_devices_are_kinds_of_their_own(stub):
     """An address space apart: a stride of 2^31 and one of 2^31 - 1 do not share a kernel, nor do two devices."""
     kinds = [compiled.bind((number,), torch.empty(0)).kinds for number in (1, 2, 16, 2**31 - 1, 2**31, 2**31 + 1)]

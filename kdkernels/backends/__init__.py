@@ -7,18 +7,18 @@ allocated, and arguments that `checks` has passed.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import threading
-from collections.abc import Iterator
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import calls, fallback, native, triton
 from .fallback import FallbackWarning
+from .onlookers import hides, recorded, traced, transformed
 
 
 class KernelBackend(Protocol):
@@ -103,12 +103,11 @@ NAMES = ("auto", "reference", *KERNEL_BACKENDS)
 # nothing else counts: the compiled backend takes 0.5 to 1.1 of their time there.
 _PREFERRED = {"cpu": ("native",), "cuda": ("triton", "native")}
 _PREFERRED_SMALL = {"cpu": ("native",), "cuda": ("native", "triton")}
-_SMALL = 1 << 23
+SMALL = 1 << 23
+"""So many logits at most are few."""
 
 _ENVIRONMENT = os.environ.get("KDKERNELS_BACKEND") or "auto"  # read once: a lookup at every call would show
-_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 _TRANSFORMED = "torch.func and forward-mode AD need plain differentiable PyTorch, which is backend='reference'"
-_in_functorch = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 class _Choice(threading.local):
@@ -133,17 +132,36 @@ def backends() -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Choose the backend of every call in this block (and thread) whose own ``backend`` is "auto".
+class use_backend:  # noqa: N801 - it is called as a function is
+    """Choose the backend of every call in this block (and thread) whose own ``backend`` is "auto"::
+
+        with kd.use_backend("reference"):
+            loss = kd.divergence(student, teacher)
+
+    As a decorator, of every call in the function. By itself, outside of a ``with``, it chooses nothing. The choice is
+    the thread's: do not await or yield inside, where other tasks of the thread would be given it.
 
     A name that cannot run raises at the call; there is no silent fall-back. Raises ValueError for an unknown name.
     """
-    before, _choice.name = _choice.name, check_name(name, "name")
-    try:
-        yield
-    finally:
-        _choice.name = before
+
+    def __init__(self, name: str) -> None:
+        self.name = check_name(name, "name")
+        self._before: list[str | None] = []
+
+    def __enter__(self) -> None:
+        self._before.append(_choice.name)
+        _choice.name = self.name
+
+    def __exit__(self, *_: object) -> None:
+        _choice.name = self._before.pop()
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def inside(*arguments: Any, **keywords: Any) -> Any:
+            with type(self)(self.name):  # one of its own: the function may run in several threads
+                return function(*arguments, **keywords)
+
+        return inside
 
 
 def resolve(requested: str, device: torch.device, dtypes: tuple[torch.dtype, ...], logits: Tensor | None = None) -> str:
@@ -162,8 +180,8 @@ def resolve(requested: str, device: torch.device, dtypes: tuple[torch.dtype, ...
 
 def _fastest(device: torch.device, dtypes: tuple[torch.dtype, ...], logits: Tensor | None) -> str:
     order = _PREFERRED
-    # A compiled graph is for more than one size.
-    if device.type == "cuda" and logits is not None and not torch.compiler.is_compiling() and logits.numel() <= _SMALL:
+    # A graph is for more than one size.
+    if device.type == "cuda" and logits is not None and not traced(logits) and logits.numel() <= SMALL:
         order = _PREFERRED_SMALL
     for name in order.get(device.type, ("triton",)):
         if not _obstacle(name, device, dtypes):
@@ -186,34 +204,6 @@ def automatic(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.flo
     return "reference", "; ".join(reasons)
 
 
-def hides(tensor: Tensor) -> bool:
-    """Whether a tensor's class takes every operation over: its own memory, if it has any, tells nothing."""
-    kind = type(tensor)
-    return kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
-
-
-def transformed() -> bool:
-    """Whether a torch.func transform or forward-mode AD is active, to which a kernel would be a wall."""
-    return _in_functorch() or forward_ad._current_level >= 0
-
-
-def recorded() -> bool:
-    """Whether a tracer is looking that turns every number, the batch size too, into a constant of its graph."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._len_torch_dispatch_stack() > 0 or bool(torch._C._get_tracing_state())
-
-
-def traced(*tensors: Tensor | None) -> bool:
-    """Whether something other than plain eager PyTorch is looking: a compiler, a tracer, a tensor subclass."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state():
-        return True
-    for tensor in tensors:  # noqa: SIM110 - loops, here and below: a generator costs more to set up than it has to do
-        if type(tensor) not in _PLAIN:
-            return True
-    return False
-
-
 def _obstacle(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
     if transformed():
         return _TRANSFORMED
@@ -229,6 +219,7 @@ def _reason(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) ->
 __all__ = [
     "KERNEL_BACKENDS",
     "NAMES",
+    "SMALL",
     "FallbackWarning",
     "STATISTICS",
     "KernelBackend",

@@ -139,6 +139,8 @@ def _bound(arguments: tuple[Any, ...], kinds: list[Any], hip: bool) -> list[Any]
             kinds.append(kind)
         elif isinstance(value, Tensor):
             values[place] = address = value.data_ptr()
+            if not address and value.numel() and not value.is_meta:
+                raise ValueError("a tensor that a kernel has to read or write has no memory")
             kinds += (value.dtype, address & 15 == 0)
             if hip:
                 kinds.append(value.untyped_storage().nbytes() < 2**31)

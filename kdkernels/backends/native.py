@@ -21,7 +21,6 @@ except ImportError as error:
 
 # The extension's numbers for dtypes (csrc/calls.h).
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-_NONE = (0, 0, 0)
 _LOSSES: dict[str, int] = {} if _C is None else {name: number for number, name in enumerate(_C.losses())}
 
 if _C is not None and os.environ.get("KDKERNELS_ISA"):
@@ -61,7 +60,7 @@ def divergence(student: Tensor, teacher: Tensor, gradient: Tensor | None, call: 
         _LOSSES[call.loss],
         _matrix(student),
         _matrix(teacher),
-        _NONE if gradient is None else _matrix(gradient),
+        None if gradient is None else _matrix(gradient),
         _address(call.labels),
         _address(call.soft_weight),
         _address(call.hard_weight),
@@ -72,7 +71,7 @@ def divergence(student: Tensor, teacher: Tensor, gradient: Tensor | None, call: 
         call.soft_scale,
         call.hard_scale,
         call.parameter,
-        _NONE if table is None else (table.data_ptr(), *table.shape),
+        None if table is None else (table.data_ptr(), *table.shape),
         wide,
         _where(student),
     )
@@ -92,7 +91,7 @@ def softmax_backward(upstream: Tensor, output: Tensor, gradient: Tensor, call: c
 
 
 def scale_rows(gradient: Tensor, factor: Tensor) -> None:
-    if factor.dim() == 0 and factor.device.type == "cpu" and factor.item() == 1.0:
+    if factor.dim() == 0 and factor.is_cpu and factor.item() == 1.0:
         return  # on a device the kernel itself looks: to ask here would wait for it
     wide = gradient.dtype == torch.float64
     factor = factor.to(torch.float64 if wide else torch.float32)
@@ -150,22 +149,22 @@ def trilateral_backward(
 
 def _where(tensor: Tensor) -> tuple[int, int]:
     """(-1, threads) on the CPU, (device, stream) on a GPU."""
-    if tensor.device.type == "cpu":
+    if tensor.is_cpu:
         return -1, torch.get_num_threads()
     device = tensor.device.index
     return device, torch.cuda.current_stream(device).cuda_stream
 
 
-def _matrices(*tensors: Tensor | None) -> tuple[tuple[int, int, int], ...]:
-    return tuple(_NONE if tensor is None else _matrix(tensor) for tensor in tensors)
+def _matrices(*tensors: Tensor | None) -> tuple[tuple[int, int, int] | None, ...]:
+    return tuple(None if tensor is None else _matrix(tensor) for tensor in tensors)
 
 
 def _matrix(tensor: Tensor) -> tuple[int, int, int]:
     return tensor.data_ptr(), tensor.stride(0), _DTYPES[tensor.dtype]
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def instruction_sets() -> str:

@@ -1,8 +1,8 @@
 """Every check of what users pass and every message: argument, rule, what came; all before anything is launched."""
 
-from .memory import distributed, inplace, placements
-from .per_row import alpha, counted_labels, label_range, labels, mask, nothing_counted, readable, weight
-from .settings import REDUCTIONS, flag, ignore_index, reduction, squared, temperature
+from .memory import distributed, inplace, placements, readable
+from .per_row import alpha, counted_labels, label_range, labels, mask, nothing_counted, weight
+from .settings import REDUCTIONS, flag, ignore_index, reduction, squared, temperature, zero
 from .sides import LOGIT_DTYPES, class_mean, logits, loss, loss_fits, pair
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "squared",
     "temperature",
     "weight",
+    "zero",
 ]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends import hides, traced, transformed
 from ..rows import evenly_spaced, separate
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -19,6 +20,11 @@ def distributed(tensor: object) -> bool:
         return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def readable(value: Tensor) -> bool:
+    """Whether a tensor's values may be looked at: on a device that would wait for it, and a tracer has none."""
+    return value.is_cpu and not hides(value) and not traced() and not transformed()
 
 
 def placements(name: str, tensor: Tensor) -> None:
@@ -52,10 +58,14 @@ def companion(name: str, tensor: Tensor, student: Tensor | None) -> None:
 
 
 def inplace(student: Tensor, **others: object) -> None:
-    """Whether the gradient may take this buffer, said before anything is written."""
-    root = student._base if student._is_view() else student
-    if root.requires_grad and root.is_leaf and torch.is_grad_enabled():
+    """Whether the gradient may take this buffer, said before anything is written; who traces gets no such gradient."""
+    if traced(student) or transformed():
+        return
+    roots = (student, student._base) if student._is_view() else (student,)
+    if torch.is_grad_enabled() and any(root.requires_grad and root.is_leaf for root in roots):
         raise ValueError("inplace=True needs logits that some operation computed, got a leaf that requires grad")
+    if student.retains_grad:
+        raise ValueError("inplace=True keeps no gradient for retain_grad(), which was asked of these logits: drop it")
     if not separate(student):
         shape, strides = tuple(student.shape), tuple(student.stride())
         raise ValueError(
@@ -102,7 +112,7 @@ def _span(tensor: Tensor) -> _Span:
 
 def _share(student: Tensor, other: Tensor) -> bool:
     """Whether a byte of one is a byte of the other, unless each row is its own counterpart, element by element."""
-    if not student.numel() or not other.numel():
+    if not student.numel() or not other.numel() or student.is_meta:
         return False
     if other.data_ptr() == student.data_ptr() and other.dtype == student.dtype and other.shape == student.shape:
         return other.stride() != student.stride()

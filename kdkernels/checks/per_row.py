@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..backends import hides, traced, transformed
 from . import memory, settings
+from .memory import readable
 
 
 def mask(value: Tensor | None, student: Tensor) -> None:
@@ -14,7 +16,7 @@ def mask(value: Tensor | None, student: Tensor) -> None:
         return
     _per_row("mask", value, student)
     if value.dtype != torch.bool:
-        raise TypeError(f"mask must be boolean (True = counted), got {value.dtype}")
+        raise TypeError(f"mask must be boolean (True = counted), got {value.dtype}: pass mask.bool()")
 
 
 def weight(value: Tensor | None, student: Tensor) -> None:
@@ -45,11 +47,6 @@ def labels(value: Tensor, student: Tensor) -> None:
         raise TypeError(f"labels must be integers (int64), got {value.dtype}: pass labels.long()")
 
 
-def readable(value: Tensor) -> bool:
-    """Whether a tensor's values may be looked at: on a device that would wait for it, and a tracer has none."""
-    return value.is_cpu and not hides(value) and not traced() and not transformed()
-
-
 def counted_labels(value: Tensor, mask: Tensor | None, vocab: int, ignore_index: int) -> Tensor | None:
     """Check labels (rows,); which rows count, or None where it is known without asking a device that all of them do."""
     if mask is None and _all_classes(value, vocab, ignore_index):
@@ -61,10 +58,11 @@ def counted_labels(value: Tensor, mask: Tensor | None, vocab: int, ignore_index:
     return counted
 
 
-def nothing_counted(normalizer: float, counted: Tensor | None) -> None:
+def nothing_counted(normalizer: float | Tensor, counted: Tensor | None, student: Tensor) -> None:
     """A divisor of 0 is the count of no row: there must be none that counts, if that can be read."""
-    if counted is None or (readable(counted) and bool(counted.any())):
-        raise ValueError(f"normalizer must be positive and finite, got {normalizer} while rows are counted")
+    if student.numel() and (counted is None or (readable(counted) and bool(counted.any()))):
+        came = normalizer.item() if isinstance(normalizer, Tensor) else normalizer
+        raise ValueError(f"normalizer must be positive and finite, got {came} while rows are counted")
 
 
 def _all_classes(value: Tensor, vocab: int, ignore_index: int) -> bool:
@@ -93,8 +91,11 @@ def _per_row(name: str, value: object, student: Tensor) -> None:
     memory.dense(name, value)
     if value.shape != student.shape[:-1]:
         rows, shape = tuple(student.shape[:-1]), tuple(value.shape)
-        one_hot = ": for one-hot rows or probabilities pass labels.argmax(-1)"
-        remedy = one_hot if name == "labels" and value.shape == student.shape else ""
+        remedy = ""
+        if name == "labels" and value.shape == student.shape:
+            remedy = ": for one-hot rows or probabilities pass labels.argmax(-1)"
+        elif value.numel() == math.prod(rows):
+            remedy = f": pass {name}.reshape{rows}"
         raise ValueError(f"{name} must have one value per row, shape {rows}, got {shape}{remedy}")
     if value.device != student.device:
         raise ValueError(f"{name} must be on the student's device {student.device}, got {value.device}")
@@ -102,4 +103,4 @@ def _per_row(name: str, value: object, student: Tensor) -> None:
 
 def _real(name: str, value: Tensor) -> None:
     if not value.dtype.is_floating_point:
-        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+        raise TypeError(f"{name} must be floating point, got {value.dtype}: pass {name}.float()")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from typing import cast
 
 import torch
@@ -47,18 +48,21 @@ def squared(temperature: float) -> float:
     """T^2 by which a result is multiplied; checked: float32 has to hold it."""
     if temperature > _LARGEST_SQUARED:
         raise ValueError(
-            f"temperature must not exceed {_LARGEST_SQUARED:g}, whose square float32 holds, where tau_squared=True "
-            f"multiplies by it, got {temperature}"
+            f"temperature must not exceed {_LARGEST_SQUARED:g}, whose square float32 holds, where the loss is "
+            f"multiplied by T^2 (tau_squared=True), got {temperature}"
         )
     return temperature**2
 
 
 def ignore_index(value: object) -> int:
-    return integer("ignore_index", value)
+    value = integer("ignore_index", value)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"ignore_index must be an int64, got {value}")
+    return value
 
 
 def flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
+    if value is not True and value is not False:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
@@ -72,10 +76,20 @@ def reduction(value: str, normalizer: object, student: Tensor | None = None) -> 
         raise ValueError(f"normalizer replaces the divisor of reduction='mean'; it cannot go with {value!r}")
     if isinstance(normalizer, Tensor):
         return _count(normalizer, student)
-    divisor = number("normalizer", normalizer, " or a 0-d tensor")
-    if not 0.0 <= divisor < math.inf:
-        raise ValueError(f"normalizer must be positive and finite, got {divisor}")
-    return divisor
+    return _divisor(number("normalizer", normalizer, " or a 0-d tensor"))
+
+
+def _divisor(value: float) -> float:
+    if not 0.0 <= value <= sys.float_info.max:
+        raise ValueError(f"normalizer must be positive and finite, got {value}")
+    return value
+
+
+def zero(normalizer: float | Tensor | None) -> bool:
+    """Whether a divisor is known to be 0."""
+    if isinstance(normalizer, Tensor):
+        return memory.readable(normalizer) and normalizer.item() == 0
+    return normalizer == 0
 
 
 def _count(normalizer: Tensor, student: Tensor | None) -> Tensor:
@@ -88,6 +102,8 @@ def _count(normalizer: Tensor, student: Tensor | None) -> Tensor:
     if normalizer.is_meta and student is not None and not student.is_meta:
         raise ValueError(f"normalizer must have a value for a student on {student.device}, got one on meta")
     constant("normalizer", normalizer)
+    if memory.readable(normalizer):
+        _divisor(normalizer.item())
     return normalizer if normalizer.dim() == 0 else normalizer.reshape(())
 
 

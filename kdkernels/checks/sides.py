@@ -55,7 +55,8 @@ def pair(student: Tensor, teacher: Tensor, vocab_size: int | None) -> int:
 def loss(value: object) -> None:
     if not isinstance(value, Loss):
         hint = ", an instance and not the class" if isinstance(value, type) else ""
-        raise TypeError(f"loss must be a kdkernels loss such as ForwardKL(){hint}, got {value!r}")
+        came = f"{value!r}" if isinstance(value, (type, str)) else type(value).__name__
+        raise TypeError(f"loss must be a kdkernels loss such as ForwardKL(){hint}, got {came}")
 
 
 def loss_fits(value: Loss, student: Tensor, teacher: Tensor, vocab: int) -> Tensor | None:

@@ -125,7 +125,9 @@ class Perturbed(Loss):
 def checked(coefficients: object) -> Tensor:
     """The coefficients, or an error that says what about them is not as it must be."""
     if not isinstance(coefficients, Tensor):
-        raise TypeError(f"coefficients must be a torch.Tensor, got {type(coefficients).__name__}")
+        raise TypeError(
+            f"coefficients must be a torch.Tensor, got {type(coefficients).__name__}: pass torch.tensor(coefficients)"
+        )
     if coefficients.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise TypeError(f"coefficients must be float32, float16, bfloat16 or float64, got {coefficients.dtype}")
     if coefficients.layout is not torch.strided:

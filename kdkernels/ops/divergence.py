@@ -16,7 +16,8 @@ from torch.autograd import Function
 
 from ..backends import KERNEL_BACKENDS, traced
 from ..backends.calls import Divergence
-from ..rows import as_rows, uneven, vector, written_rows
+from ..rows import as_rows, overwritable, reshaped, uneven, vector, written_rows
+from .saved import form, restored
 from .shared import by_address, empty_gradient, first_order, graph_is_kept, watched, watched_in_graph
 from .wire import Wire
 
@@ -60,12 +61,14 @@ def walk(student: Tensor, teacher: Tensor, call: Divergence, gradient: Tensor | 
             None if gradient is None else written_rows(gradient, call.vocab),
             WIRE.addressable(call),
         )
-    return total(values) if call.reduce else values.view(student.shape[:-1])
+    return total(values) if call.reduce else reshaped(values, student.shape[:-1])
 
 
 def total(values: Tensor) -> Tensor:
     """The sum of (rows,) values, to the same bits for any number of threads: PyTorch's own shares out more than 32768
     numbers among them. (On a GPU it gives all of them to one block, which takes 16 us for 65536.)"""
+    if traced(values):  # a graph is for any number of rows, and asks for none
+        return values.sum()
     while len(values) > _SHARED_OUT:
         whole = len(values) // _AT_ONCE * _AT_ONCE
         values = torch.cat([values[:whole].view(-1, _AT_ONCE).sum(1), values[whole:].sum().unsqueeze(0)])
@@ -102,11 +105,14 @@ class _Divergence(Function):
             gradient = student.new_empty(0)
             values = walk(student, teacher, call, None)
             ctx.call = WIRE.without_tensors(call)
-            ctx.save_for_backward(student, watched(teacher), *map(watched, call[: WIRE.tensors]))
+            inputs = (student, watched(teacher), *map(watched, call[: WIRE.tensors]))
+            ctx.form = tuple(map(form, inputs))
+            ctx.save_for_backward(*inputs)
             return values, gradient
         # `.data` and not `.detach()`: _Overwritten is about to move the version that an alias would share.
         gradient = student.data if inplace else empty_gradient(student)
         values = walk(student, teacher, call, gradient)
+        ctx.form = form(gradient)
         ctx.save_for_backward(gradient)
         if inplace:
             ctx.logits = student.detach()
@@ -118,10 +124,6 @@ class _Divergence(Function):
         if upstream is None:
             return None, None, None
         saved = ctx.saved_tensors  # first: over a graph that was freed this raises autograd's own message
-        if ctx.inplace and not ctx.deferred:
-            if ctx.logits._version != ctx.version:
-                raise RuntimeError("kdkernels: the buffer that inplace=True gave to the gradient was modified")
-            ctx.logits = ctx.logits if graph_is_kept() else None
         make = _recomputed if ctx.deferred else _scaled
         if torch.is_grad_enabled():
             return first_order(saved[0], make, ctx, upstream, *saved), None, None
@@ -145,6 +147,11 @@ def _scaled(ctx: Any, upstream: Tensor, saved: Tensor) -> Tensor:
     """The saved gradient times the upstream one. A checkpoint hands out what was saved only once."""
     if not by_address(upstream, saved):
         return times(saved, upstream)
+    if ctx.inplace:
+        if ctx.logits._version != ctx.version:
+            raise RuntimeError("kdkernels: the buffer that inplace=True gave to the gradient was modified")
+        ctx.logits = ctx.logits if graph_is_kept() else None
+    saved = overwritable(restored(saved, ctx.form))
     # Whoever keeps the graph may walk it again and may write into what it got: the saved gradient stays as it is.
     gradient = saved.clone() if graph_is_kept() else saved.detach()
     rows = gradient if gradient.dim() == 2 else gradient.view(-1, gradient.shape[-1])
@@ -158,12 +165,15 @@ def times(gradient: Tensor, upstream: Tensor) -> Tensor:
     return (gradient * upstream.unsqueeze(-1)).to(gradient.dtype)
 
 
-def _recomputed(ctx: Any, upstream: Tensor, student: Tensor, teacher: Tensor, *tensors: Tensor | None) -> Tensor:
+def _recomputed(ctx: Any, upstream: Tensor, *saved: Tensor | None) -> Tensor:
+    eager = by_address(upstream, *saved)
+    student, teacher, *tensors = map(restored, saved, ctx.form) if eager else saved
     call = WIRE.with_tensors(ctx.call, tensors)
-    if not by_address(upstream, student, teacher, *tensors):
+    if not eager:
         arguments = (student, teacher, *WIRE.pack(call), upstream)
         return torch.ops.kdkernels.divergence_gradient.default(*arguments)[1]
     overwrite = ctx.inplace and not graph_is_kept()
+    student = overwritable(student) if overwrite else student
     gradient = student.detach() if overwrite else empty_gradient(student)
     walk(student, teacher, upstream_first(call, student, upstream), gradient)
     if overwrite:

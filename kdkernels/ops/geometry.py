@@ -16,7 +16,8 @@ from ..backends import KERNEL_BACKENDS, STATISTICS, traced
 from ..backends.calls import Trilateral
 from ..backends.reference import accumulation_dtype
 from ..checks import operands
-from ..rows import as_rows, uneven, vector, written_rows
+from ..rows import as_rows, reshaped, uneven, vector, written_rows
+from .saved import form, restored
 from .shared import by_address, empty_gradient, first_order, register, watched, watched_in_graph
 from .wire import Wire
 
@@ -51,7 +52,7 @@ def _walk(
         statistics,
         WIRE.addressable(call),
     )
-    return distances.view(*student.shape[:-1], columns)
+    return reshaped(distances, (*student.shape[:-1], columns))
 
 
 def _walk_back(
@@ -101,28 +102,23 @@ class _Trilateral(Function):
         distances = _walk(student, teacher, class_mean, call, statistics)
         ctx.call = WIRE.without_tensors(call)
         inputs = map(watched, (teacher, class_mean, *call[: WIRE.tensors]))
-        ctx.save_for_backward(student, statistics, distances, *inputs)
+        kept = (student, statistics, distances.clone(), *inputs)  # whoever gets them may modify them
+        ctx.form = tuple(map(form, kept))
+        ctx.save_for_backward(*kept)
         return distances
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple:
         saved = ctx.saved_tensors
-        return first_order(saved[0], _made_gradient, ctx.call, upstream, *saved), None
+        return first_order(saved[0], _made_gradient, ctx, upstream, saved), None
 
 
-def _made_gradient(
-    settings: Trilateral,
-    upstream: Tensor,
-    student: Tensor,
-    statistics: Tensor,
-    distances: Tensor,
-    teacher: Tensor,
-    class_mean: Tensor | None,
-    *tensors: Tensor | None,
-) -> Tensor:
+def _made_gradient(ctx: Any, upstream: Tensor, saved: tuple[Tensor | None, ...]) -> Tensor:
+    eager = by_address(upstream, *saved)
+    student, statistics, distances, teacher, class_mean, *tensors = map(restored, saved, ctx.form) if eager else saved
     sides, rows = (student, teacher, class_mean), (statistics, distances, upstream)
-    call = WIRE.with_tensors(settings, tensors)
-    if not by_address(upstream, *sides, statistics, distances, *tensors):
+    call = WIRE.with_tensors(ctx.call, tensors)
+    if not eager:
         return torch.ops.kdkernels.trilateral_backward.default(*sides, *WIRE.pack(call), *rows)
     gradient = empty_gradient(student)
     _walk_back(*sides, call, *rows, gradient)

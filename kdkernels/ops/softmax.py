@@ -12,6 +12,7 @@ from ..backends import KERNEL_BACKENDS, traced
 from ..backends.calls import Softmax
 from ..checks import operands
 from ..rows import as_rows
+from .saved import form, restored
 from .shared import by_address, empty_gradient, first_order, register
 from .wire import Wire
 
@@ -45,19 +46,20 @@ class _Softmax(Function):
     def forward(ctx: Any, logits: Tensor, call: Softmax) -> Tensor:
         output = _walk(logits, call)
         ctx.call = call
+        ctx.form = form(output)
         ctx.save_for_backward(output)
         return output
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple:
         (output,) = ctx.saved_tensors
-        return first_order(output, _made_gradient, upstream, output, ctx.call), None
+        return first_order(output, _made_gradient, upstream, output, ctx), None
 
 
-def _made_gradient(upstream: Tensor, output: Tensor, call: Softmax) -> Tensor:
+def _made_gradient(upstream: Tensor, output: Tensor, ctx: Any) -> Tensor:
     if by_address(upstream, output):
-        return _walk_back(upstream, output, call)
-    return torch.ops.kdkernels.softmax_backward.default(upstream, output, *WIRE.pack(call))
+        return _walk_back(upstream, restored(output, ctx.form), ctx.call)
+    return torch.ops.kdkernels.softmax_backward.default(upstream, output, *WIRE.pack(ctx.call))
 
 
 def _operator(logits: Tensor, *packed: Any) -> Tensor:

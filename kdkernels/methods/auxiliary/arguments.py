@@ -43,7 +43,7 @@ def settings(value: Any) -> None:
     _number("beta", value.beta)
     if not 0.0 <= value.beta <= 1.0 / _SMALLEST:
         raise ValueError(f"beta must lie in [0, 1e37], what float32 holds, got {value.beta}")
-    checks.temperature(value.temperature)
+    checks.squared(checks.temperature(value.temperature))
 
 
 def projection(value: object) -> None:

@@ -21,7 +21,7 @@ def membership_divergence(
     The gradient takes the memory of u. Rows that are not `others`, (rows,), have no value and no gradient.
     """
     weight = None if others is None else others.to(u.dtype)
-    name = resolve("auto", u.device, (u.dtype, teacher.dtype))
+    name = resolve("auto", u.device, (u.dtype, teacher.dtype), u)
     call = Divergence(soft_weight=weight, loss=_LOSS.name, temperature=kappa, soft_scale=beta, backend=name)
     if name == "reference":
         with torch.set_grad_enabled(differentiate):

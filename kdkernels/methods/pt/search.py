@@ -39,6 +39,14 @@ class Search(NamedTuple):
     trials: tuple[Trial, ...]
     discarded: int
 
+    def __repr__(self) -> str:
+        """Without the trials, of which there are hundreds."""
+        shape = "x".join(map(str, self.coefficients.shape))
+        return (
+            f"Search({shape} coefficients, quality={self.quality:.6g}, vanilla={self.vanilla:.6g}, "
+            f"{len(self.trials)} trials, {self.discarded} discarded)"
+        )
+
 
 @torch.no_grad()
 def search_coefficients(

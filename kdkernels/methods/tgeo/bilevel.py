@@ -81,8 +81,13 @@ class BilevelStep:
 
         Args:
             train: (inputs, teacher logits, labels), the batch that the student is about to train on.
-            validation: (inputs, labels), or a function without arguments that gives them and is called when due only.
+            validation: (inputs, labels), the student's inputs and int64 class labels of samples that it does not train
+                on; or a function without arguments that gives them and is called when due only.
+
+        Raises: ValueError where validation is neither, in every call, due or not; others as `hypergradient`.
         """
+        if not callable(validation):
+            arguments.batch("validation", validation, ("inputs", "labels"))
         self.calls += 1
         if self.calls % self.every:
             return False
