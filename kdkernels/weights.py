@@ -60,7 +60,7 @@ def split(
     """Weights and scales of the soft and the hard term: alpha of each row's weight, and the rest."""
     if not isinstance(alpha, Tensor):
         return weights, weights, alpha * scale, (1.0 - alpha) * scale
-    share = alpha.to(reference.accumulation_dtype(student, teacher))
+    share = alpha.to(student.device, reference.accumulation_dtype(student, teacher), non_blocking=True)
     share = flat(share if share.dim() == student.dim() - 1 else share.expand(student.shape[:-1]))
     if weights is None:
         return share, 1.0 - share, scale, scale

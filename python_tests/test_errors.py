@@ -142,6 +142,11 @@ def test_messages_of_distillation(changes, error, message):
     refuse(kd.distillation, {"labels": ZEROS} | changes, error, message)
 
 
+def test_an_alpha_without_a_value():
+    with pytest.raises(ValueError, match="alpha must have a value for a student on cpu, got one on meta"):
+        kd.distillation(student(), student(seed=1), ZEROS, alpha=torch.tensor(0.5, device="meta"))
+
+
 def test_a_flag_of_the_distances():
     for wrong in ("no", 1, -100, None):
         with pytest.raises(TypeError, match=f"squared must be True or False, got {wrong!r}"):

@@ -32,6 +32,7 @@ def alpha(value: object, student: Tensor) -> float | Tensor:
         return settings.share(value)
     if value.dim() != 0:
         _per_row("alpha", value, student)
+    settings.has_value("alpha", value, student)
     _real("alpha", value)
     settings.constant("alpha", value)
     if value.numel() and readable(value):

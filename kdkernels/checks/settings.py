@@ -99,12 +99,17 @@ def _count(normalizer: Tensor, student: Tensor | None) -> Tensor:
         raise ValueError(f"normalizer must be a number or a 0-d tensor, got shape {shape}: one divisor serves all rows")
     if normalizer.dtype == torch.bool or normalizer.is_complex():
         raise TypeError(f"normalizer must be a number or a 0-d tensor of one, got {normalizer.dtype}")
-    if normalizer.is_meta and student is not None and not student.is_meta:
-        raise ValueError(f"normalizer must have a value for a student on {student.device}, got one on meta")
+    has_value("normalizer", normalizer, student)
     constant("normalizer", normalizer)
     if memory.readable(normalizer):
         _divisor(normalizer.item())
     return normalizer if normalizer.dim() == 0 else normalizer.reshape(())
+
+
+def has_value(name: str, value: Tensor, student: Tensor | None) -> None:
+    """A number in a tensor may be on another device than the student, but not on none."""
+    if value.is_meta and student is not None and not student.is_meta:
+        raise ValueError(f"{name} must have a value for a student on {student.device}, got one on meta")
 
 
 def constant(name: str, value: Tensor) -> None:
