@@ -228,6 +228,8 @@ std::vector<std::string> losses() {
 } // namespace
 
 PYBIND11_MODULE(_C, module) {
+  // What kdkernels/backends/native.py calls, by number: both change when a signature here does.
+  module.attr("interface") = 2;
   module.doc() =
       "Compiled kernels of kdkernels; arguments are addresses, so only kdkernels.backends.native calls them.";
   module.def("divergence", &divergence);

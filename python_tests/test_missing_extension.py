@@ -11,6 +11,7 @@ import torch
 
 import kdkernels as kd
 from kdkernels import _C
+from kdkernels.backends.extension import INTERFACE
 
 PACKAGE = Path(kd.__file__).parent
 
@@ -104,3 +105,13 @@ def test_in_the_folder_above_a_checkout_of_this_name(tmp_path):
     checkout(tmp_path / "kdkernels")
     copy(tmp_path / "site", extension=True)
     assert _C.instruction_set() in python(tmp_path, "-m kdkernels", tmp_path / "site").stdout
+
+
+def test_an_extension_of_other_sources_is_not_called(tmp_path):
+    """After `git pull` the old one is still there, and would read its arguments in other places."""
+    assert _C.interface == INTERFACE
+    clone = checkout(tmp_path / "clone")
+    shutil.copy(_C.__file__, clone / "kdkernels")
+    native = clone / "kdkernels" / "backends" / "extension.py"
+    native.write_text(native.read_text().replace(f"INTERFACE = {INTERFACE}", "INTERFACE = -1"))
+    assert "was built from other sources than this package's: build it again" in reason(clone)

@@ -7,6 +7,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
+INTERFACE = 2
+"""What `csrc/bind.cpp` calls itself: an extension that was built from other sources is called with other arguments."""
 
 
 def missing(error: ImportError) -> str:
@@ -27,6 +29,13 @@ def missing(error: ImportError) -> str:
     return (
         f"the compiled extension is not in {PACKAGE}{found}: it was left out (KDKERNELS_NATIVE=0) or built for another "
         f"Python; `{sys.executable} -m pip install --force-reinstall --no-deps` kdkernels with g++ or clang++ at hand"
+    )
+
+
+def stale(path: str) -> str:
+    return (
+        f"the compiled extension {path} was built from other sources than this package's: build it again "
+        f"(`{sys.executable} -m pip install -e {PACKAGE.parent}` in a checkout)"
     )
 
 

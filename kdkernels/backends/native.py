@@ -9,7 +9,7 @@ import torch  # before the extension: libgomp then is the one that torch has loa
 from torch import Tensor
 
 from . import calls
-from .extension import missing
+from .extension import INTERFACE, missing, stale
 
 try:
     from .. import _C
@@ -18,6 +18,8 @@ try:
 except ImportError as error:
     _C = None
     _MISSING = missing(error)
+if _C is not None and getattr(_C, "interface", 1) != INTERFACE:
+    _MISSING, _C = stale(_C.__file__), None
 
 # The extension's numbers for dtypes (csrc/calls.h).
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
