@@ -130,6 +130,7 @@ def divergence(call: Call, upstream: Tensor, of_pytorch: bool) -> Wanted:
         values, limits = values.sum(), limits.nan_to_num(0.0, 0.0).sum()
     each = upstream.detach().double().reshape(-1).expand(len(rows.read)) / divisor
     gradient, peer = (times_answer(x, each) for x in (answer, peer))
+    size = Scale(size.values, size.gradient * _sums(rows), size.depth)  # H is a sum
     slopes = gradient_limit(gradient, peer, times(size, each), stored, rows.compute, roundings(stored, rows.compute))
     unsure_values = unsure.any() if values.dim() == 0 else unsure
     return Wanted(values, limits, gradient.gradient, slopes, unsure_values, unsure | infinite, ~rows.read)
@@ -143,8 +144,12 @@ def roundings(stored: torch.dtype, compute: torch.dtype) -> int:
 def _value_limits(rows: Rows, answer: Answer, peer: Answer, size: Scale) -> Tensor:
     floor = FLOORS[rows.compute]
     lent = (peer.values - answer.values).abs().nan_to_num(0.0, 0.0)
-    sums = 1.0 + rows.vocab / 64 if rows.compute is F64 else 1.0  # those of float64 are not compensated
-    return lent + floor.value * answer.values.abs() + floor.logarithm * sums * size.values
+    return lent + floor.value * answer.values.abs() + floor.logarithm * _sums(rows) * size.values
+
+
+def _sums(rows: Rows) -> float:
+    """What float64's sums add to the floors: they are not compensated."""
+    return 1.0 + rows.vocab / 64 if rows.compute is F64 else 1.0
 
 
 def trilateral(call: Call, upstream: Tensor, of_pytorch: bool) -> Wanted:
