@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -215,8 +215,7 @@ def _launch(
 
 def _first(tensors: tuple[Tensor | None, ...]) -> Tensor:
     """The one that says how many rows and columns there are: it is always there."""
-    assert tensors[0] is not None
-    return tensors[0]
+    return cast(Tensor, tensors[0])
 
 
 def _target(where: Tensor) -> tuple[str, int]:
