@@ -102,6 +102,9 @@ def run_process(rank, path):
                 kd.divergence(rows, rows, mask=mask, normalizer=divisor)
     with pytest.raises(ValueError, match="normalizer must be positive and finite, got -1"):
         kd.divergence(rows, rows, normalizer=torch.tensor(-1.0))
+    share = distribute_tensor(torch.tensor(0.5), mesh, [Replicate()])
+    with pytest.raises(TypeError, match=r"alpha is a DTensor and the student is not: pass alpha.to_local\(\)"):
+        kd.distillation(logits(4, VOCAB), logits(4, VOCAB), torch.arange(4), alpha=share)
     plain = logits(4, VOCAB).requires_grad_()
     for value in (kd.softmax(plain), kd.divergence(plain, logits(4, VOCAB), reduction="none")):
         above = distribute_tensor(torch.ones_like(value), mesh, [Replicate()])

@@ -32,6 +32,8 @@ def alpha(value: object, student: Tensor) -> float | Tensor:
         return settings.share(value)
     if value.dim() != 0:
         _per_row("alpha", value, student)
+    else:
+        memory.companion("alpha", value, student)
     settings.has_value("alpha", value, student)
     _real("alpha", value)
     settings.constant("alpha", value)
