@@ -40,7 +40,7 @@ test-quick: setup  ## two minutes of tests: every test function that waits for n
 sanitize: setup  ## the native kernels under address, undefined-behaviour and thread sanitizers (needs g++'s libraries)
 	$(RUN) python_tests/fuzz_sanitized.py
 
-fuzz: setup  ## a million random calls against the float64 oracle, about an hour of two cores; SEED=7 START=250000 goes on
+fuzz: setup  ## a million random calls against the float64 oracle, about 20 minutes of two cores; SEED=7 START=250000 goes on
 	$(RUN) python_tests/fuzz_drive.py $(if $(SEED),--seed $(SEED)) $(if $(START),--start $(START))
 
 bench: setup  ## the microbenchmarks, under 10 minutes; results go to bench/results

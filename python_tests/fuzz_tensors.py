@@ -127,7 +127,7 @@ def expanded(values: Tensor, c: Choices) -> Tensor:
     axis = c.below(max(values.dim() - 1, 1))
     if not values.shape[axis]:
         return values
-    return values.narrow(axis, 0, 1).contiguous().expand(values.shape)
+    return values.narrow(axis, 0, 1).clone(memory_format=torch.contiguous_format).expand(values.shape)
 
 
 LAYOUTS = (offset, wider, without_last, every_other, transposed, before_its_base, expanded)
