@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..backends import traced, transformed
+from ..backends.fallback import outside_graphs
 from ..checks.memory import companion
 
 # What is_grads_batched=True makes of upstream gradients.
@@ -44,6 +45,7 @@ def watched_in_graph(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if each is None else torch.ops.kdkernels.copy.default(each) for each in tensors)
 
 
+@outside_graphs
 def _traces_inference_tensors() -> bool:
     """Whether one of the tensors that torch.compile has met in this trace is an inference tensor.
 
@@ -55,10 +57,6 @@ def _traces_inference_tensors() -> bool:
     except AttributeError:  # a version of torch that keeps them elsewhere: a copy is right for every tensor
         return True
     return any(real.is_inference() for real in list(seen))
-
-
-# As torch.compiler.assume_constant_result has it, which imports the compiler to say so: called while it traces.
-_traces_inference_tensors._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def empty_gradient(student: Tensor) -> Tensor:
